@@ -1,0 +1,94 @@
+"""`refusal-edge demo`: the first five minutes."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refusal_edge.cli import terminal
+
+if TYPE_CHECKING:
+    from refusal_edge.demo import Answer
+    from refusal_edge.policy import Policy
+
+SUMMARY = "convert the embedded demo model and ask it under three policies"
+EXAMPLES = """  refusal-edge demo
+  refusal-edge demo --keep demo.gguf   # keep the converted file, then: refusal-edge chat demo.gguf
+  refusal-edge demo --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep", type=Path, metavar="OUT.gguf", help="keep the converted model here")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    from refusal_edge import Llama, demo
+    from refusal_edge.convert import convert
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.keep or Path(folder) / "demo.gguf"
+        convert(demo.checkpoint(), path, progress=False)
+        converted = time.monotonic() - started
+        llm = Llama(str(path), n_ctx=512, verbose=False)
+        answers = {prompt: list(demo.ask(llm, prompt)) for prompt in demo.PROMPTS}
+        policy = llm.policy
+        llm.close()
+    if args.json:
+        print(json.dumps({p: [_plain(a) for a in group] for p, group in answers.items()}, indent=2))
+        return 0
+    print(f"\nThe embedded demo model, converted to GGUF in {converted:.1f} s. One model, three policies:\n")
+    print(_policy_table(demo.policies(policy)))
+    for number, (prompt, group) in enumerate(answers.items(), 1):
+        print(f"\n{number}. {prompt}\n{_block(group, policy)}")
+    print(f"\n{_closing(args.keep)}  ({time.monotonic() - started:.1f} s in all)")
+    return 0
+
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    return {"policy": answer.policy_name, **answer.decision.to_dict(), "text": answer.text}
+
+
+def _policy_table(policies: dict[str, Policy]) -> str:
+    """Rows: categories. Columns: the control value under each policy."""
+
+    def shown(value: float | str) -> str:
+        return value if isinstance(value, str) else f"refuse at >= {value:.2f}"
+
+    columns = [list(map(shown, p.thresholds.values())) for p in policies.values()]
+    names = [f"{c.id}" for c in next(iter(policies.values())).categories]
+    titles = [c.title for c in next(iter(policies.values())).categories]
+    return terminal.table(list(zip(names, titles, *columns)), header=["category", "meaning", *policies])
+
+
+def _block(answers: list[Answer], policy: Policy) -> str:
+    """Left: the scores as bars, the same under every policy. Right: what each policy decided, and the answer."""
+    first = answers[0].decision
+    scores = {**first.scores, "respond": first.respond_score}
+    name_width = max(map(len, scores))
+    left = [f"{name:<{name_width}} {terminal.bar(q, 10)} {q:4.2f}" for name, q in scores.items()]
+    room = max(30, terminal.columns() - len(left[0]) - 38)
+    right = [line for answer in answers for line in _verdict(answer, room)]
+    rows = itertools.zip_longest(left, right, fillvalue="")
+    return "\n".join(f"   {terminal.pad(a, len(left[0]))} │ {b}".rstrip() for a, b in rows)
+
+
+def _verdict(answer: Answer, room: int) -> list[str]:
+    decision = answer.decision
+    word = f"refuse: {decision.category}" if decision.refused else decision.outcome.replace("_", " ")
+    text = textwrap.wrap(terminal.printable(answer.text), room, max_lines=2, placeholder=" ...") or [""]
+    head = f"{answer.policy_name:<10}  {word:<20} "
+    return [head + text[0], *(" " * len(head) + line for line in text[1:])]
+
+
+def _closing(kept: Path | None) -> str:
+    if kept:
+        return f"Kept as {kept}. Next: refusal-edge chat {kept}"
+    return "Next: refusal-edge demo --keep demo.gguf && refusal-edge chat demo.gguf"
