@@ -5,8 +5,8 @@
  * token comes out. It does not link llama.cpp: the host hands over the functions it already has, once (`redge_bind`).
  *
  * Every function is total: it returns a status, and never aborts, exits or prints. Nothing is allocated after a sampler
- * was made. All functions are thread-safe on distinct objects; a `redge_policy` may be shared read-only by any number of
- * threads; `redge_bind` must come before, and never beside, the functions that need the host.
+ * was made. All functions are thread-safe on distinct objects; a `redge_policy` may be shared read-only by any number
+ * of threads; `redge_bind` must come before, and never beside, the functions that need the host.
  */
 #ifndef REFUSAL_EDGE_H
 #define REFUSAL_EDGE_H
@@ -19,40 +19,45 @@
 extern "C" {
 #endif
 
-#define REDGE_VERSION "0.1.0"
+#define REDGE_VERSION        "0.1.0"
 #define REDGE_MAX_CATEGORIES 64
 
 /* Control values that are not thresholds; the same numbers stand in the GGUF keys. */
 #define REDGE_THRESHOLD_MODEL (-1.0) /* passes iff the category is the argmax of all control tokens */
-#define REDGE_THRESHOLD_OFF 2.0      /* never passes */
+#define REDGE_THRESHOLD_OFF   2.0    /* never passes */
 
 typedef enum redge_status {
     REDGE_OK = 0,
     REDGE_ERR_NULL,            /* a required pointer is NULL */
-    REDGE_ERR_RULE,            /* unknown rule, score or fallback */
-    REDGE_ERR_CATEGORY_COUNT,  /* n_categories outside [1, REDGE_MAX_CATEGORIES], or not 1 for a paper-single/-argmax rule */
+    REDGE_ERR_RULE,            /* unknown rule, score, fallback or phase */
+    REDGE_ERR_CATEGORY_COUNT,  /* n_categories outside [1, REDGE_MAX_CATEGORIES], or not 1 for a paper-single/-argmax
+                                  rule */
     REDGE_ERR_TOKEN_RANGE,     /* a control token id outside [0, n_vocab) */
     REDGE_ERR_TOKEN_DUPLICATE, /* two control tokens share an id */
-    REDGE_ERR_THRESHOLD,       /* a threshold that is neither in [0, 1] nor MODEL nor OFF (or one the rule cannot use) */
-    REDGE_ERR_TEMPERATURE,     /* temperature not finite or not > 0 */
-    REDGE_ERR_CONTROL_MASS,    /* min_control_mass outside [0, 1] */
-    REDGE_ERR_N_VOCAB,         /* n_vocab <= 0, or candidates that are not the whole vocabulary */
-    REDGE_ERR_LOGITS,          /* NaN or +Inf among the logits, or no finite logit at all, or none among the control tokens */
-    REDGE_ERR_NOT_BOUND,       /* redge_bind has not succeeded yet */
-    REDGE_ERR_HOST,            /* the host table is incomplete */
-    REDGE_ERR_NOT_OURS,        /* not a sampler of this library, or a chain that holds none */
-    REDGE_ERR_NOT_DECIDED,     /* the sampler was never applied: something else picked the token */
-    REDGE_ERR_ISA,             /* unknown instruction set, or one that this machine cannot run */
-    REDGE_ERR_MEMORY,          /* out of memory */
+    REDGE_ERR_THRESHOLD,    /* a threshold that is neither in [0, 1] nor MODEL nor OFF (or one the rule cannot use) */
+    REDGE_ERR_TEMPERATURE,  /* temperature not finite or not > 0 */
+    REDGE_ERR_CONTROL_MASS, /* min_control_mass outside [0, 1] */
+    REDGE_ERR_N_VOCAB,      /* n_vocab <= 0, or candidates that are not the whole vocabulary */
+    REDGE_ERR_LOGITS,    /* NaN or +Inf among the logits, or no finite logit at all, or none among the control tokens */
+    REDGE_ERR_NOT_BOUND, /* redge_bind has not succeeded yet */
+    REDGE_ERR_HOST,      /* the host table is incomplete */
+    REDGE_ERR_NOT_OURS,  /* not a sampler of this library, or a chain that holds none */
+    REDGE_ERR_NOT_DECIDED,   /* the sampler was never applied, or a token other than the decided one was accepted */
+    REDGE_ERR_TOKEN_CHANGED, /* the control tokens of a live sampler cannot change */
+    REDGE_ERR_NO_OUTPUT,     /* the context has no logits at this output index */
+    REDGE_ERR_NO_CANDIDATE,  /* the chain selected no token, or only one that is masked (-Inf) */
+    REDGE_ERR_ISA,           /* unknown instruction set, or one that this machine cannot run */
+    REDGE_ERR_MEMORY,        /* out of memory */
     REDGE_STATUS_COUNT
 } redge_status;
 
 typedef enum redge_rule {
-    REDGE_RULE_THRESHOLD = 0,   /* a category passes if its score >= its threshold; largest passing score wins */
-    REDGE_RULE_SUM,             /* refuse iff the sum of the scores of the categories not OFF >= sum_threshold */
-    REDGE_RULE_PAPER_SINGLE,    /* one category: refuse iff p >= threshold (the published script) */
-    REDGE_RULE_PAPER_ARGMAX,    /* one category: refuse iff p_refuse >= p_respond */
-    REDGE_RULE_PAPER_CATEGORY,  /* argmax over the categories, thresholded if it has one; else argmax of the vocabulary */
+    REDGE_RULE_THRESHOLD = 0,  /* a category passes if its score >= its threshold; largest passing score wins */
+    REDGE_RULE_SUM,            /* refuse iff the sum of the scores of the categories not OFF >= sum_threshold */
+    REDGE_RULE_PAPER_SINGLE,   /* one category: refuse iff p >= threshold (the published script) */
+    REDGE_RULE_PAPER_ARGMAX,   /* one category: refuse iff p_refuse >= p_respond */
+    REDGE_RULE_PAPER_CATEGORY, /* argmax over the categories, thresholded if it has one; else argmax of the vocabulary
+                                */
     REDGE_RULE_COUNT
 } redge_rule;
 
@@ -92,9 +97,9 @@ typedef struct redge_decision {
     int32_t model_token_id; /* argmax of the whole vocabulary, lowest id on ties */
     uint32_t n_categories;
     double respond_score;
-    double control_mass;   /* sum of the vocabulary softmax over the control tokens */
-    double log_normalizer; /* log of the sum of exp(z/T) over the vocabulary */
-    float respond_logit;   /* raw logit, before temperature */
+    double control_mass;                /* sum of the vocabulary softmax over the control tokens */
+    double log_normalizer;              /* log of the sum of exp(z/T) over the vocabulary */
+    float respond_logit;                /* raw logit, before temperature */
     float logits[REDGE_MAX_CATEGORIES]; /* raw, per category: with log_normalizer any other policy can be replayed */
     double scores[REDGE_MAX_CATEGORIES];
 } redge_decision;
@@ -145,24 +150,25 @@ typedef struct redge_sampler_options {
     int32_t n_vocab;   /* of the model: candidates of any other size are an error */
 } redge_sampler_options;
 
-/* Makes a sampler that belongs at the head of a chain. It is owned by the caller until it is added to a chain, which then
- * frees it. NULL on error, with the reason in *status (may be NULL). The policy is copied. Supports accept, reset, clone
- * and copy_state as llama.cpp's own samplers do. A DECIDE sampler ignores tokens accepted before it was first applied
- * (the prompt). On an error while applying it fails closed: the token of the first category is emitted, and
+/* Makes a sampler that belongs at the head of a chain. It is owned by the caller until it is added to a chain, which
+ * then frees it. NULL on error, with the reason in *status (may be NULL). The policy is copied. Supports accept, reset,
+ * clone and copy_state as llama.cpp's own samplers do. A DECIDE sampler ignores tokens accepted before it was first
+ * applied (the prompt). On an error while applying it fails closed: the token of the first category is emitted, and
  * redge_sampler_decision returns the error. */
 struct llama_sampler * redge_sampler_init(const redge_policy * policy, const redge_sampler_options * options,
                                           redge_status * status);
 
-/* Reads what the sampler (ours, or a chain that holds ours) decided since init or reset. REDGE_ERR_NOT_DECIDED if it was
- * never applied: the host must treat that as a failure, not as "respond". */
+/* Reads what the sampler (ours, or a chain that holds ours) decided since init or reset. REDGE_ERR_NOT_DECIDED if it
+ * was never applied: the host must treat that as a failure, not as "respond". */
 redge_status redge_sampler_decision(const struct llama_sampler * smpl, redge_decision * decision);
 
-/* Replaces the policy of a live sampler (ours, or a chain that holds ours): same control tokens, nothing rebuilt.
- * Takes effect at the next decision. */
+/* Replaces the policy of a live sampler (ours, or a chain that holds ours): same control tokens in the same order
+ * (REDGE_ERR_TOKEN_CHANGED), nothing rebuilt. Takes effect at the next decision. */
 redge_status redge_sampler_set_policy(struct llama_sampler * smpl, const redge_policy * policy);
 
-/* Same token as llama_sampler_sample(chain, ctx, idx), for the same seed and logits, always; faster where the chain allows
- * it. -1 with a status instead of an abort where llama.cpp would abort. */
+/* Same token as llama_sampler_sample(chain, ctx, idx), for the same seed and logits, always; faster where the chain
+ * allows it. The chain must hold a sampler of this library. -1, with the reason in *status (may be NULL) and nothing
+ * accepted, where the decision failed, where every candidate is masked, and where llama.cpp would abort. */
 int32_t redge_sampler_sample(struct llama_sampler * chain, struct llama_context * ctx, int32_t idx,
                              redge_status * status);
 

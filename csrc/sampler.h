@@ -1,0 +1,35 @@
+/* Our sampler's state, for the files that work on it. */
+#ifndef REDGE_SAMPLER_H
+#define REDGE_SAMPLER_H
+
+#include "host.h"
+
+typedef struct redge_sampler {
+    redge_policy policy;
+    redge_sampler_options options;
+
+    redge_phase phase;
+    bool applied;        /* a decision was tried since init or reset */
+    redge_status status; /* how it went */
+    redge_decision decision;
+
+    /* Scratch of n_vocab entries each, so that nothing is allocated later. */
+    float * logits;
+    llama_token_data * candidates;
+} redge_sampler;
+
+/* The first sampler of ours in `smpl`, or in the chain that it is; NULL if there is none. */
+struct llama_sampler * redge_sampler_find(const struct llama_sampler * smpl);
+
+static inline redge_sampler * redge_sampler_of(const struct llama_sampler * ours) {
+    return (redge_sampler *) ours->ctx;
+}
+
+/* Decides on raw logits and keeps the result; returns its status. */
+redge_status redge_sampler_decide(redge_sampler * s, const float * logits, int32_t n_vocab);
+
+/* Makes `cur_p`, which has at least one entry, hold the decided token alone (on an error: the first category's), or
+ * masks the control tokens if none is forced. */
+void redge_sampler_collapse(const redge_sampler * s, llama_token_data_array * cur_p);
+
+#endif
