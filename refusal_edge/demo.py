@@ -38,7 +38,7 @@ class Answer:
 def checkpoint() -> Path:
     """Folder of the embedded Hugging Face checkpoint: inside the installed package, or in a source checkout."""
     package = Path(__file__).resolve().parent
-    installed, source = package / "demo_model", package.parent / "examples" / "demo_model" / "checkpoint"
+    installed, source = package / "demo_model" / "checkpoint", package.parent / "examples" / "demo_model" / "checkpoint"
     return installed if installed.is_dir() else source
 
 
