@@ -1,0 +1,448 @@
+"""GGUF files, read without trusting them.
+
+Layout: magic, version, tensor count, key count, the key-value pairs, the tensor descriptions, padding, the data. Every
+length in the header is checked against the bytes that are left before it is used, so a hostile file costs no more
+than its own size. Arrays stay in the file until somebody asks for them: a vocabulary of 128,256 tokens is only
+stepped over. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from refusal_edge.errors import FormatError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+MAGIC: Final = b"GGUF"
+VERSIONS: Final = (2, 3)
+DEFAULT_ALIGNMENT: Final = 32
+MAX_ALIGNMENT: Final = 4096
+MAX_KEYS: Final = 65_536
+MAX_TENSORS: Final = 65_536
+MAX_KEY_BYTES: Final = 65_535
+MAX_STRING_BYTES: Final = 1 << 30
+MAX_ARRAY_COUNT: Final = 1 << 30
+MAX_TENSOR_NAME_BYTES: Final = 63
+MAX_DIMENSIONS: Final = 4
+MAX_BLOCKS: Final = 512
+"""llama.cpp's LLAMA_MAX_LAYERS: per-layer tables beyond it are not there."""
+
+
+class ValueType(IntEnum):
+    """Types of a metadata value; the numbers are the file's."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+SCALARS: Final = {
+    ValueType.UINT8: struct.Struct("<B"),
+    ValueType.INT8: struct.Struct("<b"),
+    ValueType.UINT16: struct.Struct("<H"),
+    ValueType.INT16: struct.Struct("<h"),
+    ValueType.UINT32: struct.Struct("<I"),
+    ValueType.INT32: struct.Struct("<i"),
+    ValueType.FLOAT32: struct.Struct("<f"),
+    ValueType.BOOL: struct.Struct("<B"),
+    ValueType.UINT64: struct.Struct("<Q"),
+    ValueType.INT64: struct.Struct("<q"),
+    ValueType.FLOAT64: struct.Struct("<d"),
+}
+
+# ggml type: name, elements per block, bytes per block (ggml/src/ggml.c, type_traits).
+GGML_TYPES: Final = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 36),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
+}
+
+_U64: Final = SCALARS[ValueType.UINT64]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor: `n_bytes` bytes at `offset` from the file's start; `shape` in ggml order, rows last."""
+
+    name: str
+    shape: tuple[int, ...]
+    ggml_type: int
+    offset: int
+    n_bytes: int
+
+    @property
+    def type_name(self) -> str:
+        return GGML_TYPES[self.ggml_type][0]
+
+
+class GGUFArray:
+    """A metadata array that is still in the file. Valid while its `GGUFFile` is open."""
+
+    def __init__(self, data: mmap.mmap, element_type: ValueType, count: int, start: int, end: int) -> None:
+        self.element_type = element_type
+        self.count = count
+        self._data = data
+        self._start = start
+        self._end = end
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __repr__(self) -> str:
+        return f"<{self.count} x {self.element_type.name.lower()}>"
+
+    def __iter__(self) -> Iterator[Any]:
+        """The elements: bytes for strings, since nothing says that they are UTF-8, else numbers."""
+        if self.element_type is not ValueType.STRING:
+            yield from self.numpy().tolist()
+            return
+        position = self._start
+        for _ in range(self.count):
+            (length,) = _U64.unpack_from(self._data, position)
+            position += 8 + length
+            yield self._data[position - length : position]
+
+    def tolist(self) -> list[Any]:
+        return list(self)
+
+    def numpy(self) -> npt.NDArray[np.generic]:
+        """A copy as a one-dimensional array; not for strings."""
+        import numpy as np
+
+        if self.element_type is ValueType.STRING:
+            raise TypeError("an array of strings has no NumPy form: use tolist()")
+        name = "bool" if self.element_type is ValueType.BOOL else SCALARS[self.element_type].format
+        return np.frombuffer(self._data[self._start : self._end], dtype=name)
+
+    def take(self, indices: Iterable[int]) -> dict[int, Any]:
+        """Some elements by index; indices outside the array are left out."""
+        wanted = {i for i in indices if 0 <= i < self.count}
+        last = max(wanted, default=-1)
+        return {i: value for i, value in zip(range(last + 1), self) if i in wanted}
+
+
+class GGUFFile:
+    """The header of an open GGUF file.
+
+    Attributes:
+        path, version, alignment: of the file; alignment in bytes.
+        kv: key -> int, float, bool, str or `GGUFArray`, in file order.
+        kv_types: key -> type of its value.
+        kv_spans: key -> (begin, end), the bytes of the whole pair in the file, key included.
+        tensors: name -> `TensorInfo`, in file order.
+        data_offset: byte at which the tensor data begins; data_end: the end of the last tensor, without padding.
+    """
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path = path
+        self.version = 0
+        self.alignment = DEFAULT_ALIGNMENT
+        self.kv: dict[str, Any] = {}
+        self.kv_types: dict[str, ValueType] = {}
+        self.kv_spans: dict[str, tuple[int, int]] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self.data_offset = 0
+        self.data_end = 0
+        self._data = data
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._data.close()
+
+    def raw(self, begin: int, end: int) -> bytes:
+        """Bytes of the header, as they stand in the file."""
+        return self._data[begin:end]
+
+    def n_vocab(self) -> int | None:
+        """How many tokens the vocabulary has; None for a file without one."""
+        tokens = self.kv.get("tokenizer.ggml.tokens")
+        return len(tokens) if isinstance(tokens, GGUFArray) else None
+
+
+def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+    """Opens `path` and reads its header; close the result, or use it in a `with` statement.
+
+    Raises:
+        FormatError: not a GGUF file of version 2 or 3, truncated, or its header contradicts itself or the file.
+        OSError: the file cannot be opened.
+    """
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size < 24:
+            raise FormatError(f"{path}: too short for a GGUF file")
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        return _Reader(Path(path), data).read()
+    except BaseException:
+        data.close()
+        raise
+
+
+class _Reader:
+    """One pass over the header; `position` is the next byte to read."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.file = GGUFFile(path, data)
+        self.data = data
+        self.size = len(data)
+        self.position = 0
+
+    def read(self) -> GGUFFile:
+        n_tensors, n_keys = self.preamble()
+        for _ in range(n_keys):
+            self.pair()
+        self.file.alignment = self.alignment()
+        _check_model(self.file)
+        described = [self.tensor_description() for _ in range(n_tensors)]
+        self.place(described)
+        return self.file
+
+    def broken(self, what: str) -> FormatError:
+        return FormatError(f"{self.file.path}: {what}")
+
+    # Primitives: nothing is read that is not there.
+
+    def skip(self, n_bytes: int, what: str) -> int:
+        """Steps over `n_bytes`; returns where they began."""
+        begin = self.position
+        if n_bytes > self.size - begin:
+            raise self.broken(f"{what}: needs {n_bytes} bytes, {self.size - begin} are left; the file is truncated or broken")
+        self.position = begin + n_bytes
+        return begin
+
+    def scalar(self, kind: ValueType, what: str) -> Any:
+        layout = SCALARS[kind]
+        return layout.unpack_from(self.data, self.skip(layout.size, what))[0]
+
+    def text(self, limit: int, what: str) -> bytes:
+        n_bytes = self.scalar(ValueType.UINT64, what)
+        if n_bytes > limit:
+            raise self.broken(f"{what}: claims {n_bytes} bytes, at most {limit} are allowed")
+        begin = self.skip(n_bytes, what)
+        return self.data[begin : self.position]
+
+    def name(self, limit: int, what: str) -> str:
+        raw = self.text(limit, what)
+        try:
+            name = raw.decode()
+        except UnicodeDecodeError:
+            raise self.broken(f"{what} {raw!r} is not UTF-8") from None
+        if not name:
+            raise self.broken(f"{what} is empty")
+        return name
+
+    def value_type(self, what: str) -> ValueType:
+        number = self.scalar(ValueType.UINT32, what)
+        if number >= len(ValueType):
+            raise self.broken(f"{what}: unknown value type {number}")
+        return ValueType(number)
+
+    # The parts, in file order.
+
+    def preamble(self) -> tuple[int, int]:
+        magic = self.data[self.skip(4, "magic") : self.position]
+        if magic != MAGIC:
+            raise self.broken(f"not a GGUF file: begins with {magic!r}, expected {MAGIC!r}")
+        version = self.scalar(ValueType.UINT32, "version")
+        if version & 0xFFFF == 0:
+            raise self.broken("a big-endian GGUF file; only little-endian files are supported")
+        if version not in VERSIONS:
+            raise self.broken(f"GGUF version {version}, supported are {VERSIONS[0]} and {VERSIONS[1]}")
+        self.file.version = version
+        n_tensors = self.scalar(ValueType.UINT64, "tensor count")
+        n_keys = self.scalar(ValueType.UINT64, "key count")
+        for what, count, limit in (("tensors", n_tensors, MAX_TENSORS), ("keys", n_keys, MAX_KEYS)):
+            if count > limit:
+                raise self.broken(f"claims {count} {what}, at most {limit} are allowed")
+        return n_tensors, n_keys
+
+    def pair(self) -> None:
+        begin = self.position
+        key = self.name(MAX_KEY_BYTES, "key")
+        if key in self.file.kv:
+            raise self.broken(f"key {key!r} appears twice")
+        kind = self.value_type(f"key {key!r}")
+        self.file.kv[key] = self.value(kind, f"key {key!r}")
+        self.file.kv_types[key] = kind
+        self.file.kv_spans[key] = (begin, self.position)
+
+    def value(self, kind: ValueType, what: str) -> Any:
+        if kind is ValueType.ARRAY:
+            return self.array(what)
+        if kind is ValueType.STRING:
+            return self.text(MAX_STRING_BYTES, what).decode(errors="replace")
+        value = self.scalar(kind, what)
+        if kind is not ValueType.BOOL:
+            return value
+        if value > 1:
+            raise self.broken(f"{what}: a boolean must be 0 or 1, got {value}")
+        return bool(value)
+
+    def array(self, what: str) -> GGUFArray:
+        kind = self.value_type(what)
+        count = self.scalar(ValueType.UINT64, what)
+        if kind is ValueType.ARRAY:
+            raise self.broken(f"{what}: arrays of arrays are not allowed")
+        if count > MAX_ARRAY_COUNT:
+            raise self.broken(f"{what}: claims {count} elements, at most {MAX_ARRAY_COUNT} are allowed")
+        start = self.position
+        if kind is ValueType.STRING:
+            self.skip(8 * count, what)  # even if every string were empty; before walking anything
+            self.position = self.end_of_strings(start, count, what)
+        else:
+            self.skip(SCALARS[kind].size * count, what)
+        return GGUFArray(self.data, kind, count, start, self.position)
+
+    def end_of_strings(self, position: int, count: int, what: str) -> int:
+        data, last, unpack = self.data, self.size - 8, _U64.unpack_from
+        for i in range(count):
+            if position > last:
+                raise self.broken(f"{what}: string {i} of {count} is beyond the end of the file")
+            position += 8 + unpack(data, position)[0]
+        if position > self.size:
+            raise self.broken(f"{what}: string {count - 1} of {count} is beyond the end of the file")
+        return position
+
+    def alignment(self) -> int:
+        value = self.file.kv.get("general.alignment", DEFAULT_ALIGNMENT)
+        kind = self.file.kv_types.get("general.alignment", ValueType.UINT32)
+        if kind is not ValueType.UINT32 or not 8 <= value <= MAX_ALIGNMENT or value & (value - 1):
+            raise self.broken(f"general.alignment must be a power of two in [8, {MAX_ALIGNMENT}] (uint32), got {value!r}")
+        return int(value)
+
+    def tensor_description(self) -> tuple[TensorInfo, int]:
+        """A tensor with its size, and the offset that the file claims for it within the data."""
+        name = self.name(MAX_TENSOR_NAME_BYTES, "tensor name")
+        what = f"tensor {name!r}"
+        n_dims = self.scalar(ValueType.UINT32, what)
+        if not 1 <= n_dims <= MAX_DIMENSIONS:
+            raise self.broken(f"{what}: {n_dims} dimensions, expected 1 to {MAX_DIMENSIONS}")
+        shape = tuple(self.scalar(ValueType.UINT64, what) for _ in range(n_dims))
+        number = self.scalar(ValueType.UINT32, what)
+        if number not in GGML_TYPES:
+            raise self.broken(f"{what}: unknown ggml type {number}")
+        type_name, block, block_bytes = GGML_TYPES[number]
+        if min(shape) == 0:
+            raise self.broken(f"{what}: a dimension of {shape} is 0")
+        if shape[0] % block:
+            raise self.broken(f"{what}: rows of {shape[0]} elements do not fill blocks of {block} ({type_name})")
+        n_bytes = block_bytes * (shape[0] // block)
+        for n in shape[1:]:
+            n_bytes *= n
+        if n_bytes > self.size:
+            raise self.broken(f"{what}: shape {shape} needs {n_bytes} bytes, the file has {self.size}")
+        offset = self.scalar(ValueType.UINT64, what)
+        return TensorInfo(name, shape, number, 0, n_bytes), offset
+
+    def place(self, described: list[tuple[TensorInfo, int]]) -> None:
+        """Tensors lie one after the other, each padded to the alignment; llama.cpp accepts nothing else."""
+        pad = self.file.alignment
+        self.file.data_offset = start = -(-self.position // pad) * pad
+        expected = 0
+        for tensor, offset in described:
+            what = f"tensor {tensor.name!r}"
+            if tensor.name in self.file.tensors:
+                raise self.broken(f"{what} appears twice")
+            if offset != expected:
+                raise self.broken(f"{what}: offset {offset}, expected {expected}: tensors must follow each other without holes")
+            end = start + offset + tensor.n_bytes
+            if end > self.size:
+                raise self.broken(f"{what}: ends at byte {end}, the file has {self.size}; download or convert it again")
+            self.file.tensors[tensor.name] = TensorInfo(
+                tensor.name, tensor.shape, tensor.ggml_type, start + offset, tensor.n_bytes
+            )
+            self.file.data_end = end
+            expected += -(-tensor.n_bytes // pad) * pad
+        self.file.data_end = self.file.data_end or min(start, self.size)
+
+
+def _check_model(file: GGUFFile) -> None:
+    """Values that llama.cpp uses as array lengths and indices.
+
+    Raises:
+        FormatError: they do not fit the vocabulary, or each other.
+    """
+
+    def broken(key: str, expected: str, got: object) -> FormatError:
+        return FormatError(f"{file.path}: key {key!r}: expected {expected}, got {got!r}")
+
+    prefix = "tokenizer.ggml."
+    columns = {
+        "tokens": (ValueType.STRING,),
+        "token_type": (ValueType.INT32,),
+        "scores": (ValueType.FLOAT32, ValueType.INT32),
+        "merges": (ValueType.STRING,),
+    }
+    for column, kinds in columns.items():
+        value = file.kv.get(prefix + column)
+        if value is not None and (not isinstance(value, GGUFArray) or value.element_type not in kinds):
+            raise broken(prefix + column, f"an array of {kinds[0].name.lower()}", value)
+    for key, value in file.kv.items():
+        if key.endswith(".block_count") and not (type(value) is int and 0 <= value <= MAX_BLOCKS):
+            raise broken(key, f"a number of blocks in [0, {MAX_BLOCKS}]", value)
+    n_vocab = file.n_vocab()
+    if n_vocab is None:
+        return
+    for column in ("token_type", "scores"):
+        value = file.kv.get(prefix + column)
+        if value is not None and len(value) != n_vocab:
+            raise broken(prefix + column, f"{n_vocab} elements, one for each token", len(value))
+    for key, value in file.kv.items():
+        if key.startswith(prefix) and key.endswith("_token_id") and not (type(value) is int and 0 <= value < n_vocab):
+            raise broken(key, f"a token id in [0, {n_vocab - 1}]", value)
