@@ -34,7 +34,7 @@ def control_value(name: str, value: object) -> ControlValue:
         InvalidPolicyError: anything else, NaN and booleans included.
     """
     if value == "off" or value == "model":
-        return value  # type: ignore[return-value]
+        return value
     return _number(name, value, 0.0, 1.0, or_else=', "off" or "model"')
 
 
@@ -86,8 +86,8 @@ class Policy:
         categories: at least one, ids and token ids unique; their order breaks ties (the earlier wins).
         respond_token_id: the token that means "answer".
         rule: "threshold" (a category passes if its score >= its threshold; the largest passing score wins),
-            "sum" (refuse iff the scores of all categories not off add up to >= `sum_threshold`), or one of the published
-            scripts' rules "paper-single", "paper-argmax", "paper-category" (arXiv 2412.06748).
+            "sum" (refuse iff the scores of all categories not off add up to >= `sum_threshold`), or one of the
+            published scripts' rules "paper-single", "paper-argmax", "paper-category" (arXiv 2412.06748).
         score: "control" (softmax over the control tokens only) or "vocab" (over the whole vocabulary).
         temperature: > 0, divides the logits before the softmax.
         min_control_mass: below this probability of all control tokens together the outcome is "no_decision".
@@ -153,7 +153,7 @@ class Policy:
         if self.rule == "paper-single" and self.categories[0].threshold == "model":
             raise InvalidPolicyError(
                 f"rule 'paper-single': threshold of category {self.categories[0].id}: "
-                'expected a number in [0, 1] or "off", got \'model\''
+                "expected a number in [0, 1] or \"off\", got 'model'"
             )
 
     @property

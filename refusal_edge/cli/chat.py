@@ -73,7 +73,7 @@ def _command(llm: Llama, line: str) -> None:
 
 def _answer(llm: Llama, messages: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
     """Streams one answer to the terminal and returns it as a message for the history."""
-    chunks: Iterable[Any] = llm.create_chat_completion(  # type: ignore[assignment]
+    chunks: Iterable[Any] = llm.create_chat_completion(
         messages,
         stream=True,
         on_refuse=args.on_refuse,

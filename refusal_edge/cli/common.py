@@ -60,7 +60,13 @@ def load(args: argparse.Namespace) -> Llama:
 def decision_table(decision: Decision) -> str:
     """Scores as bars, control values beside them, the category refused for marked."""
     rows = [
-        [slug, terminal.bar(q), f"{q:.4f}", _value(decision.thresholds[slug]), "<- refused" * (slug == decision.category)]
+        [
+            slug,
+            terminal.bar(q),
+            f"{q:.4f}",
+            _value(decision.thresholds[slug]),
+            "<- refused" * (slug == decision.category),
+        ]
         for slug, q in decision.scores.items()
     ]
     rows.append(["respond", terminal.bar(decision.respond_score), f"{decision.respond_score:.4f}", "", ""])

@@ -31,9 +31,7 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), indent: str
     widths = [max(map(display_width, column)) for column in zip(*lines)]
     if header:
         lines.insert(1, ["─" * w if _can_show("─") else "-" * w for w in widths])
-    return "\n".join(
-        (indent + "  ".join(pad(cell, w) for cell, w in zip(line, widths))).rstrip() for line in lines
-    )
+    return "\n".join((indent + "  ".join(pad(cell, w) for cell, w in zip(line, widths))).rstrip() for line in lines)
 
 
 def pad(text: str, width: int) -> str:
@@ -42,9 +40,7 @@ def pad(text: str, width: int) -> str:
 
 def display_width(text: str) -> int:
     """Terminal columns of `text`: wide characters count two, combining ones none."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
-    )
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def columns(default: int = 100) -> int:
