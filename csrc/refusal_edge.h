@@ -120,7 +120,7 @@ redge_status redge_policy_validate(const redge_policy * policy, int32_t n_vocab)
 redge_status redge_decide_f32(const float * logits, int32_t n_vocab, const redge_policy * policy,
                               redge_decision * decision);
 
-/* ---- instruction sets -------------------------------------------------------------------------------------------- */
+/* ---- instruction sets ---------------------------------------------------------------- */
 
 /* Names of the kernels compiled in ("serial", "avx2", ...); NULL past the end. */
 const char * redge_isa_name(size_t index);
@@ -130,7 +130,7 @@ const char * redge_isa_active(void);
  * a name there that is unknown or cannot run makes every decision fail with REDGE_ERR_ISA. Not thread-safe. */
 redge_status redge_isa_force(const char * name);
 
-/* ---- the sampler ------------------------------------------------------------------------------------------------- */
+/* ---- the sampler --------------------------------------------------------------------- */
 
 struct llama_sampler;
 struct llama_context;

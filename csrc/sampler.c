@@ -8,8 +8,7 @@
 
 static struct llama_sampler * wrap(redge_sampler * s);
 
-/* ---- what the samplers of a chain see -----------------------------------------------------------------------------
- */
+/* ---- what the samplers of a chain see ------------------------------------------------ */
 
 static void mask_control_tokens(const redge_policy * policy, llama_token_data_array * cur_p) {
     for (size_t i = 0; i < cur_p->size; ++i) {
@@ -95,8 +94,7 @@ static void decide(redge_sampler * s, llama_token_data_array * cur_p) {
     }
 }
 
-/* ---- llama_sampler_i ----------------------------------------------------------------------------------------------
- */
+/* ---- llama_sampler_i ----------------------------------------------------------------- */
 
 static const char * redge_sampler_name(const struct llama_sampler * smpl) {
     (void) smpl;
@@ -209,8 +207,7 @@ static struct llama_sampler * wrap(redge_sampler * s) {
     return smpl;
 }
 
-/* ---- the public functions -----------------------------------------------------------------------------------------
- */
+/* ---- the public functions ------------------------------------------------------------ */
 
 static redge_status check(const redge_policy * policy, const redge_sampler_options * options) {
     if (!redge_is_bound()) {

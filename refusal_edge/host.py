@@ -1,7 +1,7 @@
 """Binds the native library to the llama.cpp that llama-cpp-python has loaded.
 
-Nothing is linked: the table of functions (`redge_host_api`, csrc/llama_abi.h) is filled with addresses looked up in the
-loaded libraries, after the sampler interface was found to be the one the native code was compiled for.
+Nothing is linked: the table of functions (`redge_host_api`, csrc/llama_abi.h) is filled with addresses looked
+up in the loaded libraries, once the sampler interface was found to be the one we were compiled for.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def bind() -> None:
 
 
 def check_sampler_interface(loaded: list[str]) -> None:
-    """Compares the field names of the loaded `llama_sampler_i` with those the native library was compiled for.
+    """Compares the fields of the loaded `llama_sampler_i` with those the native library was compiled for.
 
     Raises:
         HostError: they differ; names both versions.
@@ -47,8 +47,8 @@ def check_sampler_interface(loaded: list[str]) -> None:
     if loaded != ours:
         different = next((pair for pair in _aligned(ours, loaded) if pair[0] != pair[1]), ("", ""))
         raise HostError(
-            f"llama-cpp-python {llama_cpp.__version__} has another llama_sampler_i than the {BUILT_FOR} that refusal-edge "
-            f"was built for (expected field {different[0]!r}, found {different[1]!r}): "
+            f"llama-cpp-python {llama_cpp.__version__} has another llama_sampler_i than the {BUILT_FOR} "
+            f"that refusal-edge was built for (expected field {different[0]!r}, found {different[1]!r}): "
             f"run `pip install 'llama-cpp-python=={BUILT_FOR}'`"
         )
 
@@ -64,8 +64,8 @@ def _address(name: str) -> int:
         if function is not None:
             return ctypes.cast(function, ctypes.c_void_p).value or 0
     raise HostError(
-        f"llama-cpp-python {llama_cpp.__version__} has no function {name}: refusal-edge was built for {BUILT_FOR}; "
-        f"run `pip install 'llama-cpp-python=={BUILT_FOR}'`"
+        f"llama-cpp-python {llama_cpp.__version__} has no function {name}: "
+        f"refusal-edge was built for {BUILT_FOR}; run `pip install 'llama-cpp-python=={BUILT_FOR}'`"
     )
 
 

@@ -1,7 +1,8 @@
 """The C library as Python functions: no arithmetic here, only types and errors.
 
 Samplers and contexts are plain integer addresses, so that they mix with llama_cpp's ctypes pointers:
-`ctypes.cast(address, llama_cpp.llama_sampler_p_ctypes)`. Functions on samplers need `refusal_edge.host.bind()` first.
+`ctypes.cast(address, llama_cpp.llama_sampler_p_ctypes)`. Functions on samplers need
+`refusal_edge.host.bind()` first.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def decide(logits: npt.NDArray[np.float32], policy: Policy, *, calibrated: bool 
     """The rule on raw float32 logits of shape (n_vocab,); a contiguous float32 array is read in place.
 
     Raises:
-        InvalidLogitsError: wrong shape, NaN or +Inf, no finite control logit, a control id outside the vocabulary.
+        InvalidLogitsError: wrong shape, NaN or +Inf, no finite control logit, a control id out of range.
     """
     row = np.ascontiguousarray(logits, dtype=np.float32)
     if row.ndim != 1 or not 0 < row.size < 2**31:
@@ -96,7 +97,7 @@ def sampler_set_policy(sampler: int, policy: Policy) -> None:
 
 
 def sampler_sample(chain: int, context: int, index: int = -1) -> int:
-    """Samples and accepts a token as `llama_sampler_sample` does: the same token for the same chain, logits and seed.
+    """Samples and accepts a token as `llama_sampler_sample` does: the same one for the same logits and seed.
 
     Raises:
         InvalidLogitsError: the logits could not be decided on.

@@ -2,7 +2,7 @@
 
     python build_module.py CSRC_DIR OUTPUT.c
 
-The declarations cffi needs are the headers themselves without their preprocessor lines, so the two cannot drift apart.
+The declarations cffi needs are the headers themselves without preprocessor lines: no second copy to keep.
 """
 
 from __future__ import annotations
