@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refusal_edge._native import _redge
+from refusal_edge._native._redge import ffi, lib
 from refusal_edge._native.status import check
 from refusal_edge.decision import Decision, Outcome
 from refusal_edge.errors import InvalidLogitsError
@@ -21,10 +21,12 @@ from refusal_edge.policy import FALLBACKS, RULES, SCORES, ControlValue, Policy
 
 __all__ = [
     "decide",
+    "ffi",
     "isa_active",
     "isa_available",
     "isa_force",
     "isa_names",
+    "lib",
     "policy_struct",
     "sampler_decision",
     "sampler_init",
@@ -33,9 +35,6 @@ __all__ = [
 ]
 
 Phase = Literal["decide", "guard"]
-
-ffi: Final = _redge.ffi
-lib: Final = _redge.lib
 
 _PHASES: Final[dict[Phase, int]] = {"decide": lib.REDGE_PHASE_DECIDE, "guard": lib.REDGE_PHASE_GUARD}
 _OUTCOMES: Final[dict[int, Outcome]] = {
@@ -104,9 +103,7 @@ def sampler_sample(chain: int, context: int, index: int = -1) -> int:
         RefusalEdgeError: no logits at this index, or every candidate is masked.
     """
     status = ffi.new("redge_status *")
-    token: int = lib.redge_sampler_sample(
-        _sampler(chain), ffi.cast("struct llama_context *", context), index, status
-    )
+    token: int = lib.redge_sampler_sample(_sampler(chain), ffi.cast("struct llama_context *", context), index, status)
     check(status[0])
     return token
 

@@ -21,9 +21,7 @@ def declarations(header: str) -> str:
     text = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
     text = re.sub(r'#ifdef __cplusplus\nextern "C" \{\n#endif|#ifdef __cplusplus\n\}\n#endif', "", text)
     text = text.replace("\\\n", " ")
-    return (
-        "\n".join(line for line in text.splitlines() if not line.startswith("#") or _is_integer(line)) + "\n"
-    )
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#") or _is_integer(line)) + "\n"
 
 
 def _is_integer(line: str) -> bool:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from refusal_edge._native import _redge
+from refusal_edge._native._redge import ffi, lib
 from refusal_edge.errors import HostError, InvalidLogitsError, InvalidPolicyError, RefusalEdgeError
-
-lib: Final = _redge.lib
 
 _EXCEPTIONS: Final[dict[int, type[RefusalEdgeError]]] = {
     lib.REDGE_ERR_RULE: InvalidPolicyError,
@@ -33,4 +31,4 @@ def check(status: int) -> None:
 
 def message(status: int) -> str:
     """C's own sentence for a status."""
-    return str(_redge.ffi.string(lib.redge_status_message(status)).decode())
+    return str(ffi.string(lib.redge_status_message(status)).decode())

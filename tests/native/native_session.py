@@ -1,0 +1,80 @@
+"""A llama.cpp context whose logits a test may overwrite, and chains on it, through llama_cpp's own ctypes functions."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from refusal_edge import _native
+
+Sampler = Any  # a ctypes pointer to llama_sampler
+MakeSampler = Callable[[], Sampler]
+
+
+class Session:
+    def __init__(self, model_path: Path, n_seq_max: int = 1) -> None:
+        llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
+        params = llama_cpp.llama_model_default_params()
+        self.model = llama_cpp.llama_model_load_from_file(str(model_path).encode(), params)
+        assert self.model, f"{model_path} does not load"
+        self.vocab = llama_cpp.llama_model_get_vocab(self.model)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        context_params = llama_cpp.llama_context_default_params()
+        context_params.n_ctx, context_params.n_batch, context_params.n_threads = 256, 64, 1
+        context_params.n_seq_max = n_seq_max
+        self.context = llama_cpp.llama_init_from_model(self.model, context_params)
+        self.decode([1, 5, 6])
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        llama_cpp.llama_free(self.context)
+        llama_cpp.llama_model_free(self.model)
+
+    @property
+    def context_address(self) -> int:
+        return address(self.context)
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+        row = (llama_cpp.llama_token * len(tokens))(*tokens)
+        assert llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(row, len(tokens))) == 0
+
+    @property
+    def logits(self) -> npt.NDArray[np.float32]:
+        """The last position's logits: a view, so that a test can put its own there."""
+        pointer = llama_cpp.llama_get_logits_ith(self.context, -1)
+        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+
+    def stock_sample(self, chain: Sampler) -> int:
+        return int(llama_cpp.llama_sampler_sample(chain, self.context, -1))
+
+    def our_sample(self, chain: Sampler) -> int:
+        return _native.sampler_sample(address(chain), self.context_address)
+
+
+def address(pointer: Any) -> int:
+    return ctypes.cast(pointer, ctypes.c_void_p).value or 0
+
+
+def pointer(sampler_address: int) -> Sampler:
+    return ctypes.cast(sampler_address, llama_cpp.llama_sampler_p_ctypes)
+
+
+def make_chain(*samplers: Sampler) -> Sampler:
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    for sampler in samplers:
+        llama_cpp.llama_sampler_chain_add(chain, sampler)
+    return chain
+
+
+@llama_cpp.llama_log_callback
+def _quiet(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
+    pass
