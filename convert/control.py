@@ -1,0 +1,263 @@
+"""The control tokens of a checkpoint: found by text and by structure, then written so that no text becomes one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from gguf import TokenType
+
+from refusal_edge.errors import ConversionError, InvalidPolicyError
+from refusal_edge.keys import TOKEN_TYPES, Stamp
+from refusal_edge.policy import Category
+
+from . import vocab as _vocab
+from .jsonfile import shown
+from .vocab import byte_level
+
+RESPOND: Final = "respond"
+DETOKENIZE_BYTES: Final = 32
+"""llama-cpp-python's `detokenize` gives each piece so many bytes and drops longer ones without a word."""
+
+_BRACKETED = re.compile(r"\s*\[[^\[\]\n]{2,60}\]\s*")
+_FOREIGN = re.compile(r"(?i)\s*\[/?(inst|sys|pad|cls|sep|mask|unk|bos|eos|eot|gmask|sgmask|tool\w*|img\w*|available_tools)\w*\]\s*")
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a token text means: the slug of a category, or "respond"."""
+
+    slug: str
+    title: str
+    text: str
+
+
+PRESETS: Final[dict[str, tuple[Role, ...]]] = {
+    "coconot-5": (
+        Role("humanizing", "Humanizing requests", "[Humanizing requests]"),
+        Role("incomplete", "Incomplete requests", "[Incomplete requests]"),
+        Role("indeterminate", "Indeterminate requests", "[Indeterminate requests]"),
+        Role("safety", "Requests with safety concerns", "[Requests with safety concerns]"),
+        Role("unsupported", "Unsupported requests", "[Unsupported requests]"),
+        Role(RESPOND, "Respond", "[respond]"),
+    ),
+    "single": (Role("refuse", "Refuse", "[refuse]"), Role(RESPOND, "Respond", "[respond]")),
+}
+
+
+@dataclass(frozen=True)
+class ControlToken:
+    """One control token: its role, its id, and its exact text, leading space included."""
+
+    slug: str
+    title: str
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """The category tokens in the order of their ids, and the respond token."""
+
+    categories: tuple[ControlToken, ...]
+    respond: ControlToken
+    warnings: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[ControlToken]:
+        yield from self.categories
+        yield self.respond
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.id for token in self]
+
+    def seal(self, vocab: _vocab.Vocab, token_type: str = "sealed") -> _vocab.Vocab:
+        """`vocab` with the control tokens written as `token_type`.
+
+        "sealed" is a NORMAL token spelled as the vocabulary spells its own pieces, so that it still prints, but nothing
+        matches it as a whole and no merge forms it. "control" and "user" hold the plain text: llama.cpp turns that text
+        into the token where special tokens are parsed, or always.
+
+        Raises:
+            ConversionError: an unknown type.
+        """
+        if token_type not in TOKEN_TYPES:
+            raise ConversionError(f"--token-type: expected one of {', '.join(TOKEN_TYPES)}, got {token_type!r}")
+        kind = {"sealed": TokenType.NORMAL, "control": TokenType.CONTROL, "user": TokenType.USER_DEFINED}[token_type]
+        tokens, types = list(vocab.tokens), list(vocab.types)
+        taken = set(tokens)
+        for token in self:
+            text = spelled(vocab, token.text) if token_type == "sealed" else token.text
+            if text.encode() not in taken:  # else the row already has a text of its own
+                tokens[token.id] = text.encode()
+            types[token.id] = int(kind)
+        return replace(vocab, tokens=tokens, types=types)
+
+    def formed_by_merging(self, vocab: _vocab.Vocab) -> list[ControlToken]:
+        """Sealed tokens that llama.cpp could put together from smaller pieces, whatever their type."""
+        spelling = {spelled(vocab, token.text): token for token in self}
+        if vocab.merges is not None:
+            formed = {merged for merge in vocab.merges if (merged := merge.replace(" ", "")) in spelling}
+        else:
+            pieces = set(vocab.tokens)
+            formed = {text for text in spelling if any(_both_are_pieces(text, cut, pieces) for cut in range(1, len(text)))}
+        return [token for text, token in spelling.items() if text in formed]
+
+    def stamp(self, *, token_type: str, reachable: str | None = None, **policy: Any) -> Stamp:
+        """The keys to write. `policy` holds fields of `Stamp`; every category starts with the model's own behaviour."""
+        return Stamp(
+            respond_token_id=self.respond.id,
+            categories=tuple(Category(c.slug, c.id, "model", c.title) for c in self.categories),
+            token_type=token_type,
+            reachable=reachable,
+            **policy,
+        )
+
+
+def spelled(vocab: _vocab.Vocab, text: str) -> str:
+    """`text` as the trained pieces of this vocabulary are spelled."""
+    return byte_level.encode(text) if vocab.model == "gpt2" else text.replace(" ", "▁")
+
+
+def _both_are_pieces(text: str, cut: int, pieces: set[bytes]) -> bool:
+    return all(len(part) == 1 or part.encode() in pieces for part in (text[:cut], text[cut:]))
+
+
+def find_control_tokens(
+    vocab: _vocab.Vocab, *, preset: str | None = None, tokens: Sequence[str] = ()
+) -> ControlTokens:
+    """Finds the control tokens among the added tokens.
+
+    Args:
+        preset: a name in `PRESETS`; None tries them all.
+        tokens: `ROLE=ID` or `ROLE=TEXT`, with ROLE "respond", a category slug, or `SLUG:TITLE`. They win over what is found.
+
+    Raises:
+        ConversionError: none found (lists the added tokens), no respond token, no category, two roles on one token,
+            an id or text that is not in the vocabulary, or a token that is an ordinary piece of it.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ConversionError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+    found = _Found(vocab)
+    for item in tokens:
+        found.explicit(item)
+    if preset is not None:
+        found.by_text(PRESETS[preset], required=True)
+    elif RESPOND not in found.roles:
+        for roles in PRESETS.values():
+            found.by_text(roles, required=False)
+        found.by_place()
+    return found.result()
+
+
+class _Found:
+    """Roles and their tokens, as they are found."""
+
+    def __init__(self, vocab: _vocab.Vocab) -> None:
+        self.vocab = vocab
+        self.roles: dict[str, ControlToken] = {}
+        self.added = {token.id: token.content for token in vocab.added}
+        self.warnings: list[str] = []
+
+    def explicit(self, item: str) -> None:
+        """`ROLE=ID|TEXT`."""
+        role, equals, value = item.partition("=")
+        slug, _, title = role.strip().partition(":")
+        if not equals or not slug or not value:
+            raise ConversionError(f"--token: expected ROLE=ID or ROLE=TEXT, got {item!r}")
+        token_id = int(value) if value.isascii() and value.isdigit() and len(value) < 11 else self._only_one(value)
+        if token_id is None:
+            raise ConversionError(f"--token {item}: no added token has this text; {self._seen()}")
+        if token_id not in self.added:
+            if token_id < len(self.vocab.tokens):
+                piece = shown(self.vocab.tokens[token_id].decode(errors="replace"))
+                raise ConversionError(
+                    f"--token {item}: token {token_id} {piece} is an ordinary piece that any text contains; "
+                    f"a control token must be an added one; {self._seen()}"
+                )
+            raise ConversionError(f"--token {item}: token ids go from 0 to {len(self.vocab.tokens) - 1}")
+        self._assign(slug, title, token_id)
+
+    def by_text(self, roles: Sequence[Role], *, required: bool) -> None:
+        """Tokens whose text, stripped, is that of a role."""
+        for role in roles:
+            if role.slug in self.roles:
+                continue
+            token_id = self._only_one(role.text)
+            if token_id is not None:
+                self._assign(role.slug, role.title, token_id)
+            elif required:
+                raise ConversionError(f"no added token has the text {role.text!r} ({role.slug}); {self._seen()}")
+
+    def by_place(self) -> None:
+        """Bracketed tokens right next to those found by text: categories that are not in a preset."""
+        block = {token.id for token in self.roles.values()}
+        for step in (-1, 1):
+            token_id = (min(block) if step < 0 else max(block)) + step if block else -1
+            while self._is_category_like(token_id):
+                title = self.added[token_id].strip()[1:-1].strip()
+                slug = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
+                self._assign(slug, title, token_id)
+                self.warnings.append(
+                    f"token {token_id} {shown(self.added[token_id])} was taken for the category {slug!r} because it stands "
+                    "next to the others; name the tokens with --token if that is wrong"
+                )
+                token_id += step
+
+    def _is_category_like(self, token_id: int) -> bool:
+        text = self.added.get(token_id, "")
+        return bool(_BRACKETED.fullmatch(text)) and not _FOREIGN.fullmatch(text)
+
+    def _only_one(self, text: str) -> int | None:
+        exact = [token_id for token_id, content in self.added.items() if content == text]
+        same = exact or [token_id for token_id, content in self.added.items() if content.strip() == text.strip()]
+        if len(same) > 1:
+            raise ConversionError(f"tokens {same[0]} and {same[1]} both read {text.strip()!r}: choose one with --token ROLE=ID")
+        return same[0] if same else None
+
+    def _assign(self, slug: str, title: str, token_id: int) -> None:
+        if slug in self.roles:
+            raise ConversionError(f"role {slug!r} is given to token {self.roles[slug].id} and to token {token_id}")
+        for other in self.roles.values():
+            if other.id == token_id:
+                raise ConversionError(f"token {token_id} {shown(other.text)} has two roles: {other.slug!r} and {slug!r}")
+        if slug != RESPOND:
+            try:
+                title = Category(slug, token_id, title=title).title
+            except InvalidPolicyError as error:
+                raise ConversionError(f"--token {slug}: {error}") from None
+        self.roles[slug] = ControlToken(slug, title, token_id, self.added[token_id])
+
+    def result(self) -> ControlTokens:
+        categories = sorted((t for t in self.roles.values() if t.slug != RESPOND), key=lambda token: token.id)
+        if not self.roles:
+            raise ConversionError(f"no control tokens found; {self._seen()}; name them with --token respond=ID --token SLUG=ID")
+        if RESPOND not in self.roles:
+            raise ConversionError(f"no respond token found; {self._seen()}; name it with --token respond=ID")
+        if not categories:
+            raise ConversionError(f"no category token found; {self._seen()}; name one with --token SLUG=ID")
+        control = ControlTokens(tuple(categories), self.roles[RESPOND])
+        return replace(control, warnings=(*self.warnings, *self._doubts(control)))
+
+    def _doubts(self, control: ControlTokens) -> Iterator[str]:
+        flags = {token.id: token for token in self.vocab.added}
+        for token in control:
+            if flags[token.id].lstrip or flags[token.id].rstrip:
+                yield (
+                    f"token {token.id} {shown(token.text)} was trained to swallow the spaces around it (lstrip or rstrip); "
+                    "llama.cpp keeps them: put none there in your prompts"
+                )
+            if (n_bytes := len(token.text.encode())) > DETOKENIZE_BYTES:
+                yield (
+                    f"token {token.id} {shown(token.text)} has {n_bytes} bytes; llama-cpp-python's detokenize drops "
+                    f"pieces longer than {DETOKENIZE_BYTES}: it will not show in its text"
+                )
+
+    def _seen(self) -> str:
+        if not self.added:
+            return "the tokenizer has no added tokens"
+        last = list(self.added.items())[-12:]
+        more = f"{len(self.added) - len(last)} more, " if len(self.added) > len(last) else ""
+        return f"added tokens: {more}" + ", ".join(f"{token_id} {shown(text, 40)}" for token_id, text in last)

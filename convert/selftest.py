@@ -1,0 +1,136 @@
+"""Proof, per file, that no text becomes a control token: stock llama.cpp tokenizes them in every way that matters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gguf import GGUFValueType, Keys
+
+from refusal_edge.errors import ConversionError
+from refusal_edge.keys import REACHABLE
+
+from .control import ControlTokens
+from .gguf_writer import KeyValue, encode_header
+from .vocab import Vocab
+
+NEVER, SPECIAL, TEXT = REACHABLE
+TIMEOUT_SECONDS: Final = 120
+
+
+@dataclass(frozen=True)
+class Reachability:
+    """What stock llama.cpp does with the texts of the control tokens.
+
+    Attributes:
+        by_token: id -> "never", "special" (where special tokens are parsed, as every chat front end does) or "text" (always).
+        n_texts: how many texts were tried, each with and without parsing special tokens.
+    """
+
+    by_token: Mapping[int, str]
+    n_texts: int
+
+    @property
+    def worst(self) -> str:
+        """The most reachable of them: one of `refusal_edge.keys.REACHABLE`."""
+        return max(self.by_token.values(), key=REACHABLE.index)
+
+
+def self_test(gguf_path: str | Path, control: ControlTokens) -> Reachability:
+    """Loads only the vocabulary of a GGUF file with llama.cpp and tries to reach the control tokens by text.
+
+    Raises:
+        ConversionError: llama.cpp does not load the file, or dies.
+    """
+    texts = _texts(control)
+    answer = _ask(Path(gguf_path), texts)
+    reached = {how: {token for tokens in answer[how] for token in tokens} for how in ("plain", "special")}
+    by_token = {
+        token_id: TEXT if token_id in reached["plain"] else SPECIAL if token_id in reached["special"] else NEVER
+        for token_id in control.ids
+    }
+    return Reachability(by_token, len(texts))
+
+
+def _texts(control: ControlTokens) -> list[str]:
+    """Every control text alone, at line starts, within sentences, doubled, with and without its leading space."""
+    frames = ("{}", " {}", "  {}", "\n{}", "\n\n{}\n", "\t{}", "say{}", "say {} now", "1{}2", ".{}.", "({})", "{0}{0}", "🙂{}é")
+    texts = [frame.format(form) for token in control for form in (token.text, token.text.strip()) for frame in frames]
+    return list(dict.fromkeys([*texts, "".join(token.text for token in control)]))
+
+
+def _ask(path: Path, texts: list[str]) -> dict[str, list[list[int]]]:
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", f"{__package__}.probe"],
+            input=json.dumps({"path": str(path), "texts": texts}),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ConversionError(f"{path}: self-test: llama.cpp needed more than {TIMEOUT_SECONDS} s") from None
+    if child.returncode != 0:
+        reason = (child.stderr.strip().splitlines() or [f"it died with status {child.returncode}"])[-1]
+        raise ConversionError(f"{path}: self-test: {reason}")
+    answer: dict[str, list[list[int]]] = json.loads(child.stdout)
+    return answer
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A vocabulary with its control tokens written in the safest way that holds."""
+
+    vocab: Vocab
+    token_type: str
+    reachability: Reachability
+    warnings: tuple[str, ...] = ()
+
+
+def prove(
+    vocab: Vocab, control: ControlTokens, token_type: str, *, arch: str, name: str | None, scratch: Path
+) -> Proven:
+    """Seals the control tokens and tests the result; tokens that are reachable all the same become CONTROL.
+
+    Args:
+        token_type: "sealed", "control" or "user", as asked for.
+        arch, name: `general.architecture` and `general.name` of the file to come; llama.cpp looks at both.
+        scratch: a file of this name is written, tested and removed.
+
+    Raises:
+        ConversionError: llama.cpp does not load the vocabulary.
+    """
+    sealed = control.seal(vocab, token_type)
+    result = _test(sealed, control, arch, name, scratch)
+    mergeable = control.formed_by_merging(vocab)
+    if token_type != "sealed" or (result.worst == NEVER and not mergeable):
+        return Proven(sealed, token_type, result)
+    fallback = control.seal(vocab, "control")
+    reached = mergeable[0].text if mergeable else next(t.text for t in control if result.by_token[t.id] != NEVER)
+    return Proven(
+        fallback,
+        "control",
+        _test(fallback, control, arch, name, scratch),
+        (
+            f"the text {reached!r} tokenizes to its control token even when sealed: the tokens were written as CONTROL; "
+            "keep that text out of prompts, or retrain with a longer, bracketed one",
+        ),
+    )
+
+
+def _test(vocab: Vocab, control: ControlTokens, arch: str, name: str | None, scratch: Path) -> Reachability:
+    text = GGUFValueType.STRING
+    general = [KeyValue(Keys.General.ARCHITECTURE, arch, text)]
+    if name:
+        general.append(KeyValue(Keys.General.NAME, name, text))
+    scratch.write_bytes(encode_header([*general, *vocab.kv()], []))
+    try:
+        return self_test(scratch, control)
+    finally:
+        scratch.unlink()
