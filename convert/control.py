@@ -22,7 +22,9 @@ DETOKENIZE_BYTES: Final = 32
 """llama-cpp-python's `detokenize` gives each piece so many bytes and drops longer ones without a word."""
 
 _BRACKETED = re.compile(r"\s*\[[^\[\]\n]{2,60}\]\s*")
-_FOREIGN = re.compile(r"(?i)\s*\[/?(inst|sys|pad|cls|sep|mask|unk|bos|eos|eot|gmask|sgmask|tool\w*|img\w*|available_tools)\w*\]\s*")
+_FOREIGN = re.compile(  # of prompt formats and trainers
+    r"(?i)\s*\[/?(inst|sys|system|pad|cls|sep|mask|unk|bos|eos|eot|gmask|sgmask|tool|img|available)\w*\]\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class ControlTokens:
             formed = {merged for merge in vocab.merges if (merged := merge.replace(" ", "")) in spelling}
         else:
             pieces = set(vocab.tokens)
-            formed = {text for text in spelling if any(_both_are_pieces(text, cut, pieces) for cut in range(1, len(text)))}
+            formed = {text for text in spelling if _is_pair_of(pieces, text)}
         return [token for text, token in spelling.items() if text in formed]
 
     def stamp(self, *, token_type: str, reachable: str | None = None, **policy: Any) -> Stamp:
@@ -121,18 +123,20 @@ def spelled(vocab: _vocab.Vocab, text: str) -> str:
     return byte_level.encode(text) if vocab.model == "gpt2" else text.replace(" ", "▁")
 
 
-def _both_are_pieces(text: str, cut: int, pieces: set[bytes]) -> bool:
-    return all(len(part) == 1 or part.encode() in pieces for part in (text[:cut], text[cut:]))
+def _is_pair_of(pieces: set[bytes], text: str) -> bool:
+    """Whether SentencePiece could join two pieces, or characters, to `text`."""
+    known = [len(part) == 1 or part.encode() in pieces for part in (text[:cut] for cut in range(len(text)))]
+    rest = [len(part) == 1 or part.encode() in pieces for part in (text[cut:] for cut in range(len(text)))]
+    return any(known[cut] and rest[cut] for cut in range(1, len(text)))
 
 
-def find_control_tokens(
-    vocab: _vocab.Vocab, *, preset: str | None = None, tokens: Sequence[str] = ()
-) -> ControlTokens:
+def find_control_tokens(vocab: _vocab.Vocab, *, preset: str | None = None, tokens: Sequence[str] = ()) -> ControlTokens:
     """Finds the control tokens among the added tokens.
 
     Args:
         preset: a name in `PRESETS`; None tries them all.
-        tokens: `ROLE=ID` or `ROLE=TEXT`, with ROLE "respond", a category slug, or `SLUG:TITLE`. They win over what is found.
+        tokens: `ROLE=ID` or `ROLE=TEXT`, with ROLE "respond", a category slug, or `SLUG:TITLE`;
+            they win over what is found.
 
     Raises:
         ConversionError: none found (lists the added tokens), no respond token, no category, two roles on one token,
@@ -201,8 +205,8 @@ class _Found:
                 slug = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
                 self._assign(slug, title, token_id)
                 self.warnings.append(
-                    f"token {token_id} {shown(self.added[token_id])} was taken for the category {slug!r} because it stands "
-                    "next to the others; name the tokens with --token if that is wrong"
+                    f"token {token_id} {shown(self.added[token_id])} was taken for the category {slug!r} because it "
+                    "stands next to the others; name the tokens with --token if that is wrong"
                 )
                 token_id += step
 
@@ -214,7 +218,8 @@ class _Found:
         exact = [token_id for token_id, content in self.added.items() if content == text]
         same = exact or [token_id for token_id, content in self.added.items() if content.strip() == text.strip()]
         if len(same) > 1:
-            raise ConversionError(f"tokens {same[0]} and {same[1]} both read {text.strip()!r}: choose one with --token ROLE=ID")
+            both = f"tokens {same[0]} and {same[1]} both read {text.strip()!r}"
+            raise ConversionError(f"{both}: choose one with --token ROLE=ID")
         return same[0] if same else None
 
     def _assign(self, slug: str, title: str, token_id: int) -> None:
@@ -222,7 +227,8 @@ class _Found:
             raise ConversionError(f"role {slug!r} is given to token {self.roles[slug].id} and to token {token_id}")
         for other in self.roles.values():
             if other.id == token_id:
-                raise ConversionError(f"token {token_id} {shown(other.text)} has two roles: {other.slug!r} and {slug!r}")
+                both = f"{other.slug!r} and {slug!r}"
+                raise ConversionError(f"token {token_id} {shown(other.text)} has two roles: {both}")
         if slug != RESPOND:
             try:
                 title = Category(slug, token_id, title=title).title
@@ -233,7 +239,8 @@ class _Found:
     def result(self) -> ControlTokens:
         categories = sorted((t for t in self.roles.values() if t.slug != RESPOND), key=lambda token: token.id)
         if not self.roles:
-            raise ConversionError(f"no control tokens found; {self._seen()}; name them with --token respond=ID --token SLUG=ID")
+            name_them = "name them with --token respond=ID --token SLUG=ID"
+            raise ConversionError(f"no control tokens found; {self._seen()}; {name_them}")
         if RESPOND not in self.roles:
             raise ConversionError(f"no respond token found; {self._seen()}; name it with --token respond=ID")
         if not categories:
@@ -246,8 +253,8 @@ class _Found:
         for token in control:
             if flags[token.id].lstrip or flags[token.id].rstrip:
                 yield (
-                    f"token {token.id} {shown(token.text)} was trained to swallow the spaces around it (lstrip or rstrip); "
-                    "llama.cpp keeps them: put none there in your prompts"
+                    f"token {token.id} {shown(token.text)} was trained to swallow the spaces around it (lstrip or "
+                    "rstrip); llama.cpp keeps them: put none there in your prompts"
                 )
             if (n_bytes := len(token.text.encode())) > DETOKENIZE_BYTES:
                 yield (

@@ -1,7 +1,8 @@
 """Asks stock llama.cpp, in a process of its own, which tokens it makes of some texts.
 
-In its own process because llama.cpp aborts on some broken vocabularies, and because its copy of the vocabulary does not
-count towards the converter's memory. Reads {"path", "texts"} as JSON, prints {"plain", "special"}: token ids of each text.
+In its own process because llama.cpp aborts on some broken vocabularies, and because its copy of the vocabulary does
+not count towards the converter's memory. Reads {"path", "texts"} as JSON; prints {"plain", "special"}, the token ids of
+each text without and with special tokens parsed.
 """
 
 from __future__ import annotations

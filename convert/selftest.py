@@ -18,6 +18,7 @@ from refusal_edge.keys import REACHABLE
 from .control import ControlTokens
 from .gguf_writer import KeyValue, encode_header
 from .vocab import Vocab
+from .vocab.byte_level import encode
 
 NEVER, SPECIAL, TEXT = REACHABLE
 TIMEOUT_SECONDS: Final = 120
@@ -28,7 +29,8 @@ class Reachability:
     """What stock llama.cpp does with the texts of the control tokens.
 
     Attributes:
-        by_token: id -> "never", "special" (where special tokens are parsed, as every chat front end does) or "text" (always).
+        by_token: id -> "never", "special" (where special tokens are parsed, as every chat front end does) or
+            "text" (always).
         n_texts: how many texts were tried, each with and without parsing special tokens.
     """
 
@@ -58,9 +60,13 @@ def self_test(gguf_path: str | Path, control: ControlTokens) -> Reachability:
 
 
 def _texts(control: ControlTokens) -> list[str]:
-    """Every control text alone, at line starts, within sentences, doubled, with and without its leading space."""
-    frames = ("{}", " {}", "  {}", "\n{}", "\n\n{}\n", "\t{}", "say{}", "say {} now", "1{}2", ".{}.", "({})", "{0}{0}", "🙂{}é")
-    texts = [frame.format(form) for token in control for form in (token.text, token.text.strip()) for frame in frames]
+    """Every control text and every way to spell it: alone, at line starts, within sentences, doubled, all together."""
+    lines = ("{}", " {}", "  {}", "\n{}", "\n\n{}\n", "\t{}")
+    sentences = ("say{}", "say {} now", "1{}2", ".{}.", "({})", "{0}{0}", "🙂{}é")
+    texts = []
+    for token in control:
+        forms = (token.text, token.text.strip(), encode(token.text), token.text.replace(" ", "▁"))
+        texts += [frame.format(form) for form in forms for frame in lines + sentences]
     return list(dict.fromkeys([*texts, "".join(token.text for token in control)]))
 
 
@@ -118,8 +124,8 @@ def prove(
         "control",
         _test(fallback, control, arch, name, scratch),
         (
-            f"the text {reached!r} tokenizes to its control token even when sealed: the tokens were written as CONTROL; "
-            "keep that text out of prompts, or retrain with a longer, bracketed one",
+            f"the text {reached!r} tokenizes to its control token even when sealed, so the tokens were written as "
+            "CONTROL; keep that text out of prompts, or retrain with a longer, bracketed one",
         ),
     )
 

@@ -262,7 +262,9 @@ class _Reader:
         """Steps over `n_bytes`; returns where they began."""
         begin = self.position
         if n_bytes > self.size - begin:
-            raise self.broken(f"{what}: needs {n_bytes} bytes, {self.size - begin} are left; the file is truncated or broken")
+            raise self.broken(
+                f"{what}: needs {n_bytes} bytes, {self.size - begin} are left; the file is truncated or broken"
+            )
         self.position = begin + n_bytes
         return begin
 
@@ -363,7 +365,9 @@ class _Reader:
         value = self.file.kv.get("general.alignment", DEFAULT_ALIGNMENT)
         kind = self.file.kv_types.get("general.alignment", ValueType.UINT32)
         if kind is not ValueType.UINT32 or not 8 <= value <= MAX_ALIGNMENT or value & (value - 1):
-            raise self.broken(f"general.alignment must be a power of two in [8, {MAX_ALIGNMENT}] (uint32), got {value!r}")
+            raise self.broken(
+                f"general.alignment must be a power of two in [8, {MAX_ALIGNMENT}] (uint32), got {value!r}"
+            )
         return int(value)
 
     def tensor_description(self) -> tuple[TensorInfo, int]:
@@ -400,7 +404,9 @@ class _Reader:
             if tensor.name in self.file.tensors:
                 raise self.broken(f"{what} appears twice")
             if offset != expected:
-                raise self.broken(f"{what}: offset {offset}, expected {expected}: tensors must follow each other without holes")
+                raise self.broken(
+                    f"{what}: offset {offset}, expected {expected}: tensors must follow each other without holes"
+                )
             end = start + offset + tensor.n_bytes
             if end > self.size:
                 raise self.broken(f"{what}: ends at byte {end}, the file has {self.size}; download or convert it again")

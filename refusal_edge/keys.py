@@ -6,7 +6,7 @@ six decimals; numbers are rounded to six decimals on both ways, so that every re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -43,8 +43,8 @@ class Stamp:
     """Everything that refusal-edge writes into a model file.
 
     Attributes:
-        respond_token_id, categories, rule, score, temperature, min_control_mass, fallback, sum_threshold: as in `Policy`;
-            `sum_threshold` None leaves that key out.
+        respond_token_id, categories, rule, score, temperature, min_control_mass, fallback, sum_threshold: as in
+            `Policy`; `sum_threshold` None leaves that key out.
         token_type: how the vocabulary holds the control tokens, one of `TOKEN_TYPES`.
         reachable: result of the converter's self-test, one of `REACHABLE`; None where none was run.
         calibration: method, alpha, delta, n, dataset_sha256, template_sha256, file_type, created; None if uncalibrated.
@@ -131,7 +131,7 @@ class Stamp:
         read = _Values(mapping, n_vocab)
         version = read.integer("version")
         if version != VERSION:
-            raise MetadataError(f"refusal_edge.version is {version}, this release reads {VERSION}: upgrade refusal-edge")
+            raise MetadataError(f"refusal_edge.version: expected {VERSION}, got {version}: upgrade refusal-edge")
         count = read.integer("category.count")
         if not 1 <= count <= MAX_CATEGORIES:
             raise MetadataError(f"refusal_edge.category.count: expected 1 to {MAX_CATEGORIES}, got {count}")
@@ -169,7 +169,7 @@ class _Values:
         return PREFIX + key in self.mapping
 
     def text(self, key: str, default: str | None = None) -> str:
-        return self._typed(key, default, str, "a string")
+        return str(self._typed(key, default, str, "a string"))
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str | None = None) -> str:
         value = self.text(key, default)
@@ -178,7 +178,7 @@ class _Values:
         return value
 
     def integer(self, key: str) -> int:
-        return self._typed(key, None, int, "an integer")
+        return int(self._typed(key, None, int, "an integer"))
 
     def number(self, key: str, default: float | None = None) -> float:
         return _rounded(self._typed(key, default, float, "a number"))
@@ -204,17 +204,18 @@ class _Values:
         found = [key.removeprefix(prefix) for key in self.mapping if key.startswith(prefix)]
         if not found:
             return None
-        known = {str: self.text, int: self.integer, float: self.number}
-        return {name: known[_CALIBRATION.get(name, str)](f"calibration.{name}") for name in found if name in _CALIBRATION}
+        known: dict[type, Callable[[str], Any]] = {str: self.text, int: self.integer, float: self.number}
+        return {name: known[_CALIBRATION[name]](f"calibration.{name}") for name in found if name in _CALIBRATION}
 
     def _typed(self, key: str, default: Any, kind: type, expected: str) -> Any:
         value = self.mapping.get(PREFIX + key, default)
         if value is None:
             raise MetadataError(f"{PREFIX}{key} is missing: stamp the file again with `refusal-edge annotate`")
         try:
-            if isinstance(value, bool) or (kind is int and isinstance(value, float)) or (kind is str and value != str(value)):
+            number = kind(value)
+            if isinstance(value, bool) or (kind is not float and value not in (number, str(number))):
                 raise ValueError
-            return kind(value)
+            return number
         except (TypeError, ValueError):
             raise MetadataError(f"{PREFIX}{key}: expected {expected}, got {value!r}") from None
 

@@ -41,14 +41,17 @@ def is_byte_level(files: TokenizerFiles) -> bool:
     )
 
 
+_SEQUENCES = ("pretokenizers", "normalizers", "decoders", "processors")
+
+
 def steps(part: object) -> list[dict[str, Any]]:
     """A normalizer, pre-tokenizer, decoder or post-processor as the flat list of its steps."""
     if not isinstance(part, dict):
         return []
     if part.get("type") != "Sequence":
         return [part]
-    lists = [part[key] for key in ("pretokenizers", "normalizers", "decoders", "processors") if isinstance(part.get(key), list)]
-    return [step for parts in lists for inner in parts for step in steps(inner)]
+    inner: list[object] = next((part[key] for key in _SEQUENCES if isinstance(part.get(key), list)), [])
+    return [step for item in inner for step in steps(item)]
 
 
 def read_pieces(files: TokenizerFiles, rows: Rows) -> None:

@@ -46,7 +46,8 @@ def _named(value: object, source: Path) -> dict[str, str]:
     if not isinstance(entries, list) or not all(
         isinstance(e, dict) and isinstance(e.get("name"), str) and isinstance(e.get("template"), str) for e in entries
     ):
-        raise FormatError(f"{source}: chat_template must be a string or a list of names and templates, got {shown(value)}")
+        expected = "a string or a list of names and templates"
+        raise FormatError(f"{source}: chat_template must be {expected}, got {shown(value)}")
     return {_identifier(entry["name"]): entry["template"] for entry in entries}
 
 

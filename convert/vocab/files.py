@@ -116,7 +116,8 @@ class TokenizerFiles:
 
     def _id(self, file: str, value: object) -> int:
         if type(value) is not int or not 0 <= value <= MAX_TOKEN_ID:
-            raise self.broken(file, f"an added token has the id {shown(value)}, expected an integer in [0, {MAX_TOKEN_ID}]")
+            expected = f"an integer in [0, {MAX_TOKEN_ID}]"
+            raise self.broken(file, f"an added token has the id {shown(value)}, expected {expected}")
         return value
 
     def _added_token(self, file: str, token_id: int, entry: dict[str, Any]) -> AddedToken:

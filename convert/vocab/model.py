@@ -105,6 +105,5 @@ def token_type(added: AddedToken) -> TokenType:
 def _looks_special(text: str) -> bool:
     """Many models forget `special` on their turn markers; llama.cpp's converter corrects the same spellings."""
     return text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or any(
-        text.startswith(begin) and text.endswith(end)
-        for begin, end in (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+        text.startswith(begin) and text.endswith(end) for begin, end in (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
     )

@@ -33,15 +33,17 @@ TEKKEN = (
     rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
 )
 
-# Other ways to write the same expression.
-_SPELLINGS = {
-    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])": CONTRACTIONS,
-    r"'(?i:[sdmt]|ll|ve|re)": CONTRACTIONS,
-    r"(?i:[sdmt]|ll|ve|re)": CONTRACTIONS,
-    "?+": "?",
-    "++": "+",
-    r"\s+$|": "",
-}
+# Other ways to write the same expression: possessive quantifiers, contractions, and tails that split alike.
+_SPELLINGS = (
+    ("++", "+"),
+    ("?+", "?"),
+    ("*+", "*"),
+    ("{1,3}+", "{1,3}"),
+    (r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", CONTRACTIONS),
+    (r"'(?i:[sdmt]|ll|ve|re)", CONTRACTIONS),
+    (r"\s+$|", ""),
+    (r"\s*[\r\n]|", r"\s*[\r\n]+|"),
+)
 
 DIGITS = ("split", r"\p{N}")
 BYTES = ("bytes",)
@@ -51,7 +53,7 @@ Shape = tuple[tuple[str, ...], ...]
 def find(files: TokenizerFiles, arch: str, texts: Collection[str]) -> str:
     """The name of the pre-tokenizer of tokenizer.json. `texts` are those of the added tokens.
 
-    Names that split alike (llama.cpp, src/llama-vocab.cpp) are told apart as upstream's table would, by the model's tokens.
+    Names that split alike (llama.cpp, src/llama-vocab.cpp) are told apart by the model's tokens.
 
     Raises:
         ConversionError: a structure that llama.cpp does not know; shows it and how to override.
@@ -74,8 +76,8 @@ def find(files: TokenizerFiles, arch: str, texts: Collection[str]) -> str:
             return "smollm"
         return "refact" if arch == "granite" or "<reponame>" in texts else "starcoder"
     raise ConversionError(
-        f"{files.folder / 'tokenizer.json'}: unknown pre-tokenizer {_shown(shape, files.tokenizer.get('pre_tokenizer'))}: "
-        "if llama.cpp knows it under another name, pass --pre NAME (names: tokenizer_pre in llama.cpp's src/llama-vocab.cpp)"
+        f"{files.folder / 'tokenizer.json'}: unknown pre-tokenizer {_shown(shape, files)}: if llama.cpp knows it, pass "
+        "--pre NAME (the names are those compared with tokenizer_pre in llama.cpp's src/llama-vocab.cpp)"
     )
 
 
@@ -102,12 +104,13 @@ def _regex(step: dict[str, Any]) -> str | None:
     regex = pattern.get("Regex") if isinstance(pattern, dict) else None
     if not isolates or not isinstance(regex, str):
         return None
-    for spelling, usual in _SPELLINGS.items():
-        if usual not in regex or usual != CONTRACTIONS:
-            regex = regex.replace(spelling, usual)
-    return regex
+    for spelling, usual in _SPELLINGS:
+        regex = regex.replace(spelling, usual)
+    return regex + "+" if regex.endswith(r"|\s") else regex
 
 
-def _shown(shape: Shape, pre_tokenizer: object) -> str:
-    regexes = [part[1] for part in shape if part[0] == "split"]
-    return " then ".join(regexes) if regexes and "?" not in dict(shape) else json.dumps(pre_tokenizer, ensure_ascii=False)[:600]
+def _shown(shape: Shape, files: TokenizerFiles) -> str:
+    """The expressions, or all of it where it is not made of expressions."""
+    if shape and all(part[0] in ("split", "bytes") for part in shape):
+        return " then ".join(part[1] for part in shape if part[0] == "split") or "that only maps bytes"
+    return json.dumps(files.tokenizer.get("pre_tokenizer"), ensure_ascii=False)[:600]

@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from gguf import TokenType
 
@@ -55,7 +56,7 @@ def parse_proto(data: bytes, source: str) -> Proto:
             elif number == 3:
                 prefix = bool(dict(_fields(value)).get(_NORMALIZER_ADD_DUMMY_PREFIX, 1))
     except (IndexError, ValueError, TypeError, struct.error):
-        raise FormatError(f"{source}: not a SentencePiece model; if this model has a tokenizer.json, delete the file") from None
+        raise FormatError(f"{source}: not a SentencePiece model, or a damaged one") from None
     if not pieces:
         raise FormatError(f"{source}: no pieces; not a SentencePiece model")
     if model_type not in (None, _BPE):
@@ -72,7 +73,7 @@ def _piece(message: memoryview) -> tuple[bytes, float, int]:
     return text, score, kind
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, object]]:
+def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
     """(field number, value) of a protobuf message: int, float, or a view of a nested message or string."""
     position = 0
 
@@ -146,10 +147,8 @@ def _read_json(files: TokenizerFiles, rows: Rows) -> tuple[bool, list[str]]:
 
 
 def _missing_splits(table: dict[str, int], rank: dict[str, int], n_merges: int) -> list[str]:
-    """llama.cpp joins any two pieces that form a third one; a vocabulary trained by `tokenizers` may know fewer ways."""
-    possible = sum(
-        piece[:cut] in table and piece[cut:] in table for piece in rank for cut in range(1, len(piece))
-    )
+    """llama.cpp joins any two pieces that form a third; a vocabulary trained by `tokenizers` may know fewer ways."""
+    possible = sum(piece[:cut] in table and piece[cut:] in table for piece in rank for cut in range(1, len(piece)))
     if possible <= n_merges:
         return []
     return [
@@ -166,7 +165,8 @@ def _prepends_space(files: TokenizerFiles) -> bool:
         return True
     for step in pre_tokenizer:
         if step.get("type") == "Metaspace":
-            return step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never") != "never"
+            scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+            return bool(scheme != "never")
     return False
 
 
@@ -179,6 +179,6 @@ def check_bytes(rows: Rows, folder: object) -> None:
     missing = [piece for piece in (b"<0x%02X>" % byte for byte in range(256)) if piece not in known]
     if missing:
         raise ConversionError(
-            f"{folder}: the vocabulary has no byte pieces ({missing[0].decode()} and {len(missing) - 1} more are missing): "
+            f"{folder}: the vocabulary lacks byte pieces ({missing[0].decode()} and {len(missing) - 1} more): "
             "llama.cpp cannot tokenize text outside it"
         )

@@ -73,8 +73,9 @@ def _read_template(processors: list[dict[str, Any]], texts: dict[str, str | None
         first = single[0] if len(single) > 1 and single[0] != "A" else None
         last = single[-1] if len(single) > 1 and single[-1] != "A" else None
         if first is not None:
-            texts["bos"] = texts["bos"] or first
-            texts["cls"] = texts["cls"] or first
+            if first not in (texts["bos"], texts["cls"]):
+                texts["bos"] = texts["bos"] or first
+                texts["cls"] = texts["cls"] or first
             found.add["bos"] = first in (texts["bos"], texts["cls"])
         if last is not None:
             if last != texts["eos"]:  # the template ends with another token than the one called eos
@@ -144,7 +145,8 @@ def _ends(
     if "eos" not in found.ids:
         if not (candidates := listed + known):
             raise ConversionError(
-                f"{files.folder}: no token ends the text: set eos_token in tokenizer_config.json or eos_token_id in config.json"
+                f"{files.folder}: no token ends the text: set eos_token in tokenizer_config.json or eos_token_id in "
+                "config.json"
             )
         found.ids["eos"] = candidates[0]
     ends = [i for i in dict.fromkeys([*(i for i in listed if i in known), *listed, *known]) if i != found.ids["eos"]]
