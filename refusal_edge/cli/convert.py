@@ -1,0 +1,108 @@
+"""`refusal-edge convert`: a Hugging Face checkpoint becomes a GGUF file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refusal_edge.convert import Report
+
+SUMMARY = "Convert a Hugging Face refusal-token fine-tune to GGUF."
+EXAMPLES = """\
+  refusal-edge convert zephyr-refusal/ -o zephyr-refusal.gguf
+  refusal-edge convert zephyr-refusal/ -o small.gguf --outtype q8_0
+  refusal-edge convert my-model/ -o my-model.gguf --token respond=32001 --token "safety=[no]"
+  refusal-edge convert my-model/ -o my-model.gguf --dry-run"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("src", metavar="SRC", type=Path, help="folder with config.json, safetensors and tokenizer files")
+    parser.add_argument("-o", "--output", metavar="OUT.gguf", type=Path, required=True, help="file to write")
+    parser.add_argument(
+        "--outtype",
+        default="auto",
+        metavar="TYPE",
+        help="type of the matrices: auto (as stored), f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0",
+    )
+    parser.add_argument("--head", metavar="TYPE", help="type of the output head (default: q8_0 under any 4-bit type)")
+    parser.add_argument("--preset", metavar="NAME", help="control tokens to expect: coconot-5 or single (default: find them)")
+    parser.add_argument(
+        "--token",
+        dest="tokens",
+        action="append",
+        default=[],
+        metavar="ROLE=ID|TEXT",
+        help="a control token; ROLE is respond, a category, or CATEGORY:TITLE; repeatable",
+    )
+    parser.add_argument(
+        "--token-type",
+        default="sealed",
+        metavar="TYPE",
+        help="sealed (default: no text becomes a control token), control or user",
+    )
+    parser.add_argument("--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, if it is not recognised")
+    parser.add_argument("--name", help="name of the model (default: what the checkpoint says)")
+    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per processor, at most 4)")
+    parser.add_argument("--force", action="store_true", help="replace OUT.gguf if it exists")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from refusal_edge.convert import convert
+
+    with _progress_bar() as progress:
+        report = convert(
+            args.src,
+            args.output,
+            outtype=args.outtype,
+            head=args.head,
+            preset=args.preset,
+            tokens=args.tokens,
+            token_type=args.token_type,
+            pre=args.pre,
+            name=args.name,
+            force=args.force,
+            dry_run=args.dry_run,
+            threads=args.threads,
+            progress=progress,
+        )
+    print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if args.json else _describe(report))
+    return 0
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None]]:
+    from tqdm import tqdm
+
+    with tqdm(desc="converting", unit="B", unit_scale=True, disable=None, leave=False) as bar:
+
+        def advance(written: int, total: int) -> None:
+            bar.total = total
+            bar.update(written - bar.n)
+
+        yield advance
+
+
+def _describe(report: Report) -> str:
+    from refusal_edge.cli.terminal import table
+
+    verb = "would write" if report.dry_run else "wrote"
+    lines = [
+        f"{verb} {report.out}: {report.arch} {report.file_type}, {report.n_params / 1e6:,.1f}M parameters, "
+        f"{report.n_bytes / 1e6:,.1f} MB, {report.seconds:.1f} s",
+        "",
+        table([[t.slug, str(t.id), repr(t.text)] for t in report.control], header=["role", "id", "text"]),
+        "",
+        {
+            "never": "no text becomes a control token (tested in llama.cpp)",
+            "special": "text becomes a control token where special tokens are parsed, as chat front ends do",
+            "text": "text becomes a control token, in any prompt",
+        }[report.stamp.reachable or "text"],
+    ]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in report.warnings)])
