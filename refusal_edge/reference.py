@@ -33,7 +33,7 @@ def decide(logits: npt.ArrayLike, policy: Policy, *, calibrated: bool = False) -
     q = p if policy.score == "vocab" or policy.rule.startswith("paper-") else _softmax(scaled[ids])
     model_token = int(z.argmax())
 
-    outcome, index, token = _apply_rule(policy, q, z[ids], mass, model_token)
+    outcome, index, token = apply_rule(policy, q, z[ids], mass, model_token)
     slugs = [c.id for c in policy.categories]
     return Decision(
         outcome=outcome,
@@ -71,10 +71,15 @@ def _softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(e / e.sum())
 
 
-def _apply_rule(
+def apply_rule(
     policy: Policy, q: npt.NDArray[np.float64], z: npt.NDArray[np.float64], mass: float, model_token: int
 ) -> Verdict:
-    """`q` scores and `z` raw logits of the control tokens: categories in order, then respond."""
+    """The rule on what is left of the logits; every stored decision can be replayed with it.
+
+    Args:
+        q: scores of the control tokens, categories in order, then respond. z: their raw logits.
+        mass: control mass. model_token: argmax of the whole vocabulary.
+    """
     respond: Verdict = ("respond", None, policy.respond_token_id)
     values = [c.threshold for c in policy.categories]
 

@@ -1,0 +1,56 @@
+"""What a policy decides on stored scores: the reference rule, row by row, no model needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from refusal_edge.calibrate import odds
+from refusal_edge.calibrate.scorefile import ScoreTable
+from refusal_edge.policy import Policy
+from refusal_edge.reference import apply_rule
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Outcomes of n rows.
+
+    Attributes:
+        refused: (n,) bool. no_decision: (n,) bool, control mass below the policy's minimum.
+        category: (n,) index of the category refused for, -1 for none.
+    """
+
+    refused: npt.NDArray[np.bool_]
+    no_decision: npt.NDArray[np.bool_]
+    category: npt.NDArray[np.int64]
+
+    def same_as(self, other: Replay) -> npt.NDArray[np.bool_]:
+        """(n,) whether both decide the same, category included."""
+        return np.asarray(
+            (self.refused == other.refused)
+            & (self.no_decision == other.no_decision)
+            & (self.category == other.category)
+        )
+
+
+def replay(table: ScoreTable, policy: Policy) -> Replay:
+    """Applies `policy` to every row.
+
+    The control mass is that of the temperature of scoring: at another one it is not known from the control logits.
+    """
+    z = table.logits.astype(np.float64)
+    scaled = z / policy.temperature
+    if policy.score == "vocab" or policy.rule.startswith("paper-"):
+        q = np.exp(scaled - table.log_normalizer[:, None])
+    else:
+        e = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        q = e / e.sum(axis=1, keepdims=True)
+    mass = odds.control_mass(table, policy)
+    verdicts = [apply_rule(policy, q[i], z[i], float(mass[i]), int(table.model_token[i])) for i in range(len(table))]
+    return Replay(
+        refused=np.array([outcome == "refuse" for outcome, _, _ in verdicts], bool),
+        no_decision=np.array([outcome == "no_decision" for outcome, _, _ in verdicts], bool),
+        category=np.array([-1 if index is None else index for _, index, _ in verdicts], np.int64),
+    )
