@@ -1,0 +1,253 @@
+"""llama_cpp.Llama with the decision in its `generate`, and no way for text to become a control token."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, Final
+
+import jinja2
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from refusal_edge import host
+from refusal_edge.decision import Decision
+from refusal_edge.errors import (
+    FormatError,
+    InvalidPolicyError,
+    InvalidRequestError,
+    MetadataError,
+    PromptTooLongError,
+    RefusedError,
+)
+from refusal_edge.keys import Stamp
+from refusal_edge.pins import broken_pins
+from refusal_edge.policy import Policy
+from refusal_edge.prompt import PromptTokenizer
+from refusal_edge.sampling import Chain, check_grammar, decision_chain, guarded
+from refusal_edge.turn import Turn
+from refusal_edge.upstream import arguments_of
+from refusal_edge.vocabulary import prompt_tokenizer, token_texts
+
+PolicyLike = Policy | Mapping[str, Any]
+
+_generate: Final = arguments_of(llama_cpp.Llama.generate)
+
+
+class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
+    """What `refusal_edge.Llama` is below its requests: the file, the policy, token ids and their generation."""
+
+    n_tokens: int
+
+    def __init__(self, model_path: str | os.PathLike[str], *, policy: Policy | None = None, **kwargs: Any) -> None:
+        """Loads a GGUF that `refusal-edge convert` or `annotate` made.
+
+        Args:
+            policy: in force instead of the file's own, over the same control tokens.
+            kwargs: those of `llama_cpp.Llama`.
+
+        Raises:
+            FormatError: llama.cpp cannot load the file.
+            MetadataError: the file has no or broken `refusal_edge.*` keys, or a broken chat template.
+            InvalidPolicyError: `policy` is for another model.
+            HostError: the installed llama-cpp-python does not fit.
+        """
+        self._stack = contextlib.ExitStack()  # which close() needs, however far this gets
+        self._turn: Turn | None = None
+        self._chain: Chain | None = None
+        self._prompts: PromptTokenizer | None = None
+        self._warned: set[str] = set()
+        host.bind()
+        self._load(os.fspath(model_path), kwargs)
+        try:
+            self._read_stamp(policy)
+        except Exception:
+            self.close()
+            raise
+
+    def _load(self, path: str, kwargs: dict[str, Any]) -> None:
+        if not os.path.isfile(path):
+            raise FormatError(f"{path}: no such file")
+        try:
+            super().__init__(path, **kwargs)
+        except jinja2.TemplateError as error:
+            self.close()
+            raise MetadataError(f"{path}: tokenizer.chat_template: {error}") from None
+        except ValueError as error:
+            self.close()
+            if not str(error).startswith("Failed to load model"):
+                raise
+            raise FormatError(
+                f"{path}: llama.cpp cannot load it: no GGUF, truncated, or of an unknown architecture "
+                "(verbose=True shows llama.cpp's own words)"
+            ) from None
+        if kwargs.get("chat_format") is None and "chat_template.default" in self._chat_handlers:
+            self.chat_format = "chat_template.default"  # the file's own template, also where a built-in one looks alike
+
+    def _read_stamp(self, policy: Policy | None) -> None:
+        stamp = Stamp.from_kv(self.metadata, self._n_vocab)
+        self._trained = self._policy = stamp.policy
+        self._control = token_texts(self._model.vocab, self._trained.control_token_ids)
+        self._decider = decision_chain(self._trained, self._n_vocab)
+        self._stack.callback(self._decider.close)
+        self._pins_hold = stamp.calibration is not None
+        if stamp.calibration and (broken := broken_pins(stamp.calibration, self.metadata)):
+            self._pins_hold = False
+            self._warn_once(f"{self.model_path}: not calibrated for this file: {'; '.join(broken)}")
+        if policy is not None:
+            self.policy = policy
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force. Assign another one over the same control tokens: `llm.policy.replace(safety=0.3)`."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._policy = self._checked(policy)
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+        """Decides at the end of `tokens`, then yields token ids, the control token first where one is forced.
+
+        Args: those of `llama_cpp.Llama.generate`. A refusal drops the grammar.
+
+        Raises:
+            As `decide`.
+        """
+        turn, self._turn = self._turn or Turn(self.policy), None
+        arguments = _generate(self, tokens, *args, **kwargs)
+        ids = [*([] if arguments["reset"] else self._input_ids.tolist()), *map(int, tokens)]
+        if turn.decision is None:
+            turn.n_prompt = len(ids)
+            turn.decision = self._decide_ids(ids, turn.policy)
+            turn.first = turn.decision.token_id
+            if turn.refused and turn.on_refuse != "generate":
+                raise RefusedError(turn.decision)
+        if turn.refused:
+            arguments["grammar"] = None
+        if turn.first is not None and (turn.control_token is not None or arguments["grammar"] is None):
+            more = yield turn.first
+            ids += [turn.first, *(more or ())]
+        yield from super().generate(**{**arguments, "tokens": ids, "reset": True})
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As `llama_cpp.Llama.tokenize`, but never gives a control token, whatever the file types it as."""
+        ids: list[int] = super().tokenize(text, add_bos, special)
+        if self._control.keys().isdisjoint(ids):
+            return ids
+        return [*self._bos(add_bos), *self._tokenizer().encode_text(text, special)]
+
+    def detokenize(
+        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
+    ) -> bytes:
+        """As `llama_cpp.Llama.detokenize`; control tokens show only with `special`, as other special tokens do."""
+        pieces = []
+        for is_control, group in groupby(tokens, self._control.__contains__):
+            ids = list(group)
+            if not is_control:
+                pieces.append(super().detokenize(ids, prev_tokens=prev_tokens, special=special))
+            elif special:
+                pieces += [self._control[i] for i in ids]
+        return b"".join(pieces)
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        """As `llama_cpp.Llama.sample`: one token of the last logits, never a control token; nothing is decided."""
+        alone = self._sampler is None
+        token: int = super().sample(*args, **kwargs)
+        if alone and self._chain is not None:
+            self._chain.close()
+        return token
+
+    def _init_sampler(self, *args: Any, **kwargs: Any) -> Chain:
+        check_grammar(self._model.vocab, kwargs.get("grammar"))
+        if self._chain is not None:
+            self._chain.close()
+        self._chain = guarded(super()._init_sampler(*args, **kwargs), self._policy, self._n_vocab)
+        return self._chain
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "policy": self.policy}
+
+    def _effective(self, policy: PolicyLike | None) -> Policy:
+        if policy is None:
+            return self._policy
+        if isinstance(policy, Mapping):
+            policy = self._policy.replace(**{str(name): value for name, value in policy.items()})
+        return self._checked(policy)
+
+    def _checked(self, policy: object) -> Policy:
+        """The policy, if it is over this model's control tokens."""
+        if not isinstance(policy, Policy):
+            raise InvalidPolicyError(f"policy: expected a Policy, got {type(policy).__name__}")
+        ours = {c.id: c.token_id for c in self._trained.categories}
+        theirs = {c.id: c.token_id for c in policy.categories}
+        if list(ours.items()) != list(theirs.items()) or policy.respond_token_id != self._trained.respond_token_id:
+            raise InvalidPolicyError(
+                f"policy: this model's control tokens are {ours} and respond {self._trained.respond_token_id}, "
+                f"got {theirs} and respond {policy.respond_token_id}; start from llm.policy.replace(...)"
+            )
+        return policy
+
+    def _decide_ids(self, ids: list[int], policy: Policy) -> Decision:
+        if not ids:
+            raise InvalidRequestError("prompt: expected at least one token, got none")
+        self._check_length(len(ids))
+        self._prefill(ids)
+        calibrated = self._pins_hold and policy.policy_id == self._trained.policy_id
+        return self._decider.decide(self._ctx, policy, calibrated=calibrated)
+
+    def _prefill(self, ids: list[int]) -> None:
+        """Brings the context to exactly `ids` with live logits, keeping the prefix it already holds."""
+        self._load_cached(ids)
+        keep = _common_prefix(self._input_ids, ids)
+        if keep == len(ids) == self.n_tokens and not self._requires_eval:
+            return
+        keep = min(keep, len(ids) - 1)
+        if keep == 0 or (keep < self.n_tokens and not self._ctx.kv_cache_seq_rm(-1, keep, -1)):
+            keep = 0
+            self.reset()
+        self.n_tokens = keep
+        self.eval(ids[keep:])
+
+    def _load_cached(self, ids: list[int]) -> None:
+        """A state of `set_cache` that holds more of the prompt than the context does."""
+        if self.cache is None:
+            return
+        with contextlib.suppress(KeyError):
+            state = self.cache[ids]
+            if _common_prefix(state.input_ids[: state.n_tokens], ids) > _common_prefix(self._input_ids, ids):
+                self.load_state(state)
+
+    def _check_length(self, n_tokens: int) -> None:
+        if n_tokens > self._n_ctx:
+            raise PromptTooLongError(
+                f"prompt: {n_tokens} tokens with room for an answer do not fit the context of {self._n_ctx}: "
+                "shorten it, or load the model with a larger n_ctx"
+            )
+
+    def _tokenizer(self) -> PromptTokenizer:
+        if self._prompts is None:
+            stock = self.tokenizer_  # a closure over self would keep the model alive
+            self._prompts = prompt_tokenizer(
+                self._model.vocab, lambda text, special: stock.tokenize(text, False, special), self._control
+            )
+        return self._prompts
+
+    def _bos(self, wanted: bool) -> list[int]:
+        return [self.token_bos()] if wanted and self._model.add_bos_token() else []
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=2)
+
+
+def _common_prefix(held: npt.NDArray[np.intc], ids: Sequence[int]) -> int:
+    """How many ids at the start are the same."""
+    n = min(len(held), len(ids))
+    different = np.flatnonzero(held[:n] != np.asarray(ids[:n]))
+    return int(different[0]) if different.size else n

@@ -1,0 +1,104 @@
+"""The native sampler inside llama-cpp-python's sampler chains."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import llama_cpp
+from llama_cpp import _internals
+
+from refusal_edge import _native
+from refusal_edge.decision import Decision
+from refusal_edge.errors import InvalidRequestError, RefusalEdgeError
+from refusal_edge.policy import Policy
+
+
+class Chain(_internals.LlamaSampler):  # type: ignore[misc]
+    """A llama.cpp sampler chain that begins with our sampler and samples through `redge_sampler_sample`.
+
+    Phase "decide": the first token sampled is the decided one, later ones are guarded. Phase "guard": control tokens
+    are masked at every position. `close` frees the chain; without it memory waits for the cyclic garbage collector.
+    """
+
+    def __init__(self, policy: Policy, n_vocab: int, phase: _native.Phase) -> None:
+        """`refusal_edge.host.bind()` must have been called.
+
+        Raises:
+            InvalidPolicyError, InvalidLogitsError: the policy does not fit a vocabulary of n_vocab tokens.
+        """
+        super().__init__()
+        self._forbidden = frozenset(policy.control_token_ids) if phase == "guard" else frozenset()
+        self._append(_native.sampler_init(policy, n_vocab, phase))
+
+    def _append(self, address: int) -> None:
+        llama_cpp.llama_sampler_chain_add(self.sampler, ctypes.cast(address, llama_cpp.llama_sampler_p_ctypes))
+
+    def adopt(self, other: _internals.LlamaSampler) -> None:
+        """Moves the samplers of another chain to the end of this one; the other is left empty."""
+        offset = llama_cpp.llama_sampler_chain_n(self.sampler)
+        for _ in range(llama_cpp.llama_sampler_chain_n(other.sampler)):
+            llama_cpp.llama_sampler_chain_add(self.sampler, llama_cpp.llama_sampler_chain_remove(other.sampler, 0))
+        self.custom_samplers += [(offset + index, custom) for index, custom in other.custom_samplers]
+        other.custom_samplers = []
+        other.close()
+
+    def sample(self, ctx: _internals.LlamaContext, idx: int = -1) -> int:
+        """The token that `llama_sampler_sample` would give for output `idx` of the last decode, accepted.
+
+        Raises:
+            InvalidLogitsError: the logits could not be decided on.
+            RefusalEdgeError: no logits there, every candidate masked, or a control token mid-answer.
+        """
+        token = _native.sampler_sample(_address(self.sampler), _address(ctx.ctx), idx)
+        if token in self._forbidden:
+            raise RefusalEdgeError(
+                f"control token {token} was sampled mid-answer: a logits processor must have raised it"
+            )
+        return token
+
+    def decide(self, ctx: _internals.LlamaContext, policy: Policy, *, calibrated: bool) -> Decision:
+        """Decides by `policy` on the last row of logits; the chain must be in phase "decide".
+
+        Raises:
+            InvalidLogitsError: the logits could not be decided on.
+            RefusalEdgeError: no decision was made.
+        """
+        self.reset()
+        _native.sampler_set_policy(_address(self.sampler), policy)
+        self.sample(ctx)
+        return _native.sampler_decision(_address(self.sampler), policy, calibrated=calibrated)
+
+
+def decision_chain(policy: Policy, n_vocab: int) -> Chain:
+    """The chain of a decision step: greedy stands last so that a token is picked where none is forced."""
+    chain = Chain(policy, n_vocab, "decide")
+    chain.add_greedy()
+    return chain
+
+
+def guarded(chain: _internals.LlamaSampler, policy: Policy, n_vocab: int) -> Chain:
+    """The same samplers with GUARD before them; `chain` is left empty and closed."""
+    guard = Chain(policy, n_vocab, "guard")
+    guard.adopt(chain)
+    return guard
+
+
+def check_grammar(vocab: Any, grammar: Any) -> None:
+    """Refuses a grammar that llama.cpp cannot parse: in a chain it would end the process.
+
+    Raises:
+        InvalidRequestError: no LlamaGrammar, or one that llama.cpp rejects.
+    """
+    if grammar is None:
+        return
+    if not isinstance(grammar, llama_cpp.LlamaGrammar):
+        raise InvalidRequestError(f"grammar: expected a LlamaGrammar, got {type(grammar).__name__}")
+    sampler = llama_cpp.llama_sampler_init_grammar(vocab, grammar._grammar.encode(), grammar._root.encode())
+    if not sampler:
+        raise InvalidRequestError("grammar: llama.cpp cannot parse it")
+    llama_cpp.llama_sampler_free(sampler)
+
+
+def _address(pointer: Any) -> int:
+    return ctypes.cast(pointer, ctypes.c_void_p).value or 0
