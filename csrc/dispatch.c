@@ -8,6 +8,13 @@
 
 static const redge_kernels * const table[] = {
     &redge_kernels_serial,
+#ifdef REDGE_X86
+    &redge_kernels_avx2,
+    &redge_kernels_avx512,
+#endif
+#ifdef REDGE_NEON
+    &redge_kernels_neon,
+#endif
 };
 
 enum { N_TABLE = sizeof table / sizeof table[0] };

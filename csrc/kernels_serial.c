@@ -4,17 +4,16 @@
 #include <math.h>
 #include <stddef.h>
 
-/* Logits are read once from memory: a block is short enough to be still in the first cache when it is read again. */
-enum { BLOCK = 1024 };
-
 static bool available(void) {
     return true;
 }
 
+/* Memory is read once: a chunk is still in the first cache when it is read again. */
 static void scan(const float * logits, int32_t n, double temperature, redge_scan * out) {
     *out = (redge_scan){.sum = 0.0, .max = -INFINITY, .argmax = 0, .finite = true};
-    for (int32_t start = 0; start < n; start += BLOCK) {
-        const int32_t end = n - start < BLOCK ? n : start + BLOCK;
+    for (int32_t c = 0; c < redge_n_chunks(n); ++c) {
+        const int32_t start = c * REDGE_CHUNK;
+        const int32_t end = n - start < REDGE_CHUNK ? n : start + REDGE_CHUNK;
         const float max_before = out->max;
         for (int32_t i = start; i < end; ++i) {
             if (!(logits[i] < INFINITY)) { /* NaN and +Inf */
@@ -38,8 +37,34 @@ static void scan(const float * logits, int32_t n, double temperature, redge_scan
     }
 }
 
+static bool lane_maxima(const float * logits, int32_t n, float * maxima) {
+    for (int32_t m = 0; m < REDGE_LANES * redge_n_chunks(n); ++m) {
+        maxima[m] = -INFINITY;
+    }
+    for (int32_t i = 0; i < n; ++i) {
+        if (!(logits[i] < INFINITY)) {
+            return false;
+        }
+        float * max = &maxima[i / REDGE_CHUNK * REDGE_LANES + i % REDGE_LANES];
+        *max = logits[i] > *max ? logits[i] : *max;
+    }
+    return true;
+}
+
+static int32_t pick(const float * logits, int32_t begin, int32_t end, float floor, int32_t * picks) {
+    int32_t n_picks = 0;
+    for (int32_t i = begin; i < end; ++i) {
+        if (logits[i] >= floor) {
+            picks[n_picks++] = i;
+        }
+    }
+    return n_picks;
+}
+
 const redge_kernels redge_kernels_serial = {
     .name = "serial",
     .available = available,
     .scan = scan,
+    .lane_maxima = lane_maxima,
+    .pick = pick,
 };

@@ -1,0 +1,47 @@
+/* exp((z - max) / T) in float, for the SIMD scans: 2^x with x = z * scale - offset, split into a whole part and a rest.
+ * One fused multiply-add makes x, so nothing is lost to cancellation; that offset is max * scale only rounded to float
+ * is made good by one factor on the whole sum. */
+#ifndef REDGE_EXP2_H
+#define REDGE_EXP2_H
+
+#include <math.h>
+#include <stdbool.h>
+
+typedef struct redge_exp2 {
+    float scale;  /* log2(e) / T */
+    float offset; /* max * scale, rounded */
+    double correction;
+    float negligible; /* logits below it add less than 1e-8 to any sum, even 2^20 of them */
+} redge_exp2;
+
+/* False where float products could overflow: those logits and temperatures go to the serial scan. */
+static inline bool redge_exp2_for(float max, double temperature, redge_exp2 * e) {
+    const double scale = 1.4426950408889634 / temperature;
+    if (!(scale >= 0x1p-20 && scale <= 0x1p10) || !(fabs(max * scale) < 0x1p60)) {
+        return false;
+    }
+    e->scale = (float) scale;
+    const double offset = (double) max * e->scale;
+    e->offset = (float) offset;
+    e->correction = exp2((double) e->offset - offset);
+    e->negligible = (float) (max - 33.0 * temperature);
+    return true;
+}
+
+/* 2^r within a relative error of 1.1e-7, exact at r = 0: fitted by reweighted least squares. */
+#define REDGE_EXP2_NEAREST                                                                                             \
+    {1.0f,                                                                                                             \
+     0.6931470036506653f,                                                                                              \
+     0.24022242426872253f,                                                                                             \
+     0.05550733581185341f,                                                                                             \
+     0.009671512991189957f,                                                                                            \
+     0.0013264728477224708f} /* |r| <= 1/2 */
+#define REDGE_EXP2_FLOOR                                                                                               \
+    {1.0f,                                                                                                             \
+     0.6931512951850891f,                                                                                              \
+     0.24016444385051727f,                                                                                             \
+     0.05579991638660431f,                                                                                             \
+     0.009017026983201504f,                                                                                            \
+     0.0018671315629035234f} /* 0 <= r < 1 */
+
+#endif

@@ -1,0 +1,96 @@
+#include "cpu_x86.h"
+#include "kernels_simd.h"
+
+#include <immintrin.h>
+
+static bool chunk_maxima(const float * chunk, float * maxima) {
+    __m256 low_f32x8 = _mm256_set1_ps(-INFINITY); /* lanes 0 to 7 */
+    __m256 high_f32x8 = low_f32x8;                /* lanes 8 to 15 */
+    __m256 nan_f32x8 = _mm256_setzero_ps();
+    for (int32_t i = 0; i < REDGE_CHUNK; i += 16) {
+        const __m256 a_f32x8 = _mm256_loadu_ps(chunk + i);
+        const __m256 b_f32x8 = _mm256_loadu_ps(chunk + i + 8);
+        nan_f32x8 = _mm256_or_ps(nan_f32x8, _mm256_cmp_ps(a_f32x8, b_f32x8, _CMP_UNORD_Q)); /* NaN in either */
+        low_f32x8 = _mm256_max_ps(low_f32x8, a_f32x8);
+        high_f32x8 = _mm256_max_ps(high_f32x8, b_f32x8);
+    }
+    _mm256_storeu_ps(maxima, low_f32x8);
+    _mm256_storeu_ps(maxima + 8, high_f32x8);
+    const __m256 inf_f32x8 = _mm256_cmp_ps(_mm256_max_ps(low_f32x8, high_f32x8), _mm256_set1_ps(INFINITY), _CMP_EQ_OQ);
+    return _mm256_movemask_ps(_mm256_or_ps(nan_f32x8, inf_f32x8)) == 0;
+}
+
+/* 1.5 * 2^23 + 127: adding it rounds x to a whole number n and leaves n + 127 in the low bits, which, shifted into the
+ * exponent, are 2^n. */
+static const float ROUND = 12583039.0f;
+
+/* sum + 2^x */
+static inline __m256 add_exp2_f32x8(__m256 sum_f32x8, __m256 z_f32x8, const redge_exp2 * e) {
+    static const float c[] = REDGE_EXP2_NEAREST;
+    const __m256 lowest_f32x8 = _mm256_set1_ps(-126.0f);
+    __m256 x_f32x8 = _mm256_fmsub_ps(z_f32x8, _mm256_set1_ps(e->scale), _mm256_set1_ps(e->offset));
+    x_f32x8 = _mm256_max_ps(x_f32x8, lowest_f32x8);
+    const __m256 t_f32x8 = _mm256_add_ps(x_f32x8, _mm256_set1_ps(ROUND));
+    const __m256 r_f32x8 = _mm256_sub_ps(x_f32x8, _mm256_sub_ps(t_f32x8, _mm256_set1_ps(ROUND)));
+    __m256 p_f32x8 = _mm256_set1_ps(c[5]);
+    p_f32x8 = _mm256_fmadd_ps(p_f32x8, r_f32x8, _mm256_set1_ps(c[4]));
+    p_f32x8 = _mm256_fmadd_ps(p_f32x8, r_f32x8, _mm256_set1_ps(c[3]));
+    p_f32x8 = _mm256_fmadd_ps(p_f32x8, r_f32x8, _mm256_set1_ps(c[2]));
+    p_f32x8 = _mm256_fmadd_ps(p_f32x8, r_f32x8, _mm256_set1_ps(c[1]));
+    p_f32x8 = _mm256_fmadd_ps(p_f32x8, r_f32x8, _mm256_set1_ps(c[0]));
+    const __m256i power_i32x8 = _mm256_slli_epi32(_mm256_castps_si256(t_f32x8), 23);
+    return _mm256_fmadd_ps(p_f32x8, _mm256_castsi256_ps(power_i32x8), sum_f32x8);
+}
+
+static inline __m256d widened_sum(__m256 x_f32x8) {
+    const __m128 low_f32x4 = _mm256_castps256_ps128(x_f32x8);
+    const __m128 high_f32x4 = _mm256_extractf128_ps(x_f32x8, 1);
+    return _mm256_add_pd(_mm256_cvtps_pd(low_f32x4), _mm256_cvtps_pd(high_f32x4));
+}
+
+/* At most 16 terms a lane before it is widened to double, as on AVX-512. */
+static double chunk_sum(const float * chunk, const redge_exp2 * e) {
+    enum { PART = REDGE_CHUNK / 2 };
+    __m256d sum_f64x4 = _mm256_setzero_pd();
+    for (const float * part = chunk; part != chunk + REDGE_CHUNK; part += PART) {
+        __m256 a_f32x8 = _mm256_setzero_ps();
+        __m256 b_f32x8 = a_f32x8, c_f32x8 = a_f32x8, d_f32x8 = a_f32x8;
+        for (int32_t i = 0; i < PART; i += 32) {
+            a_f32x8 = add_exp2_f32x8(a_f32x8, _mm256_loadu_ps(part + i), e);
+            b_f32x8 = add_exp2_f32x8(b_f32x8, _mm256_loadu_ps(part + i + 8), e);
+            c_f32x8 = add_exp2_f32x8(c_f32x8, _mm256_loadu_ps(part + i + 16), e);
+            d_f32x8 = add_exp2_f32x8(d_f32x8, _mm256_loadu_ps(part + i + 24), e);
+        }
+        sum_f64x4 = _mm256_add_pd(sum_f64x4, _mm256_add_pd(widened_sum(a_f32x8), widened_sum(b_f32x8)));
+        sum_f64x4 = _mm256_add_pd(sum_f64x4, _mm256_add_pd(widened_sum(c_f32x8), widened_sum(d_f32x8)));
+    }
+    double sums[4];
+    _mm256_storeu_pd(sums, sum_f64x4);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+static int32_t pick(const float * logits, int32_t begin, int32_t end, float floor, int32_t * picks) {
+    const __m256 floor_f32x8 = _mm256_set1_ps(floor);
+    int32_t n_picks = 0;
+    int32_t i = begin;
+    for (; end - i >= 8; i += 8) {
+        const __m256 hits_f32x8 = _mm256_cmp_ps(_mm256_loadu_ps(logits + i), floor_f32x8, _CMP_GE_OQ);
+        unsigned hits = (unsigned) _mm256_movemask_ps(hits_f32x8);
+        for (; hits != 0; hits &= hits - 1) {
+            picks[n_picks++] = i + __builtin_ctz(hits);
+        }
+    }
+    return n_picks + redge_kernels_serial.pick(logits, i, end, floor, picks + n_picks);
+}
+
+static bool available(void) {
+    return redge_cpu_has_avx2();
+}
+
+const redge_kernels redge_kernels_avx2 = {
+    .name = "avx2",
+    .available = available,
+    .scan = scan,
+    .lane_maxima = lane_maxima,
+    .pick = pick,
+};

@@ -1,0 +1,85 @@
+/* The part of the kernels that is the same on every SIMD instruction set. A file that includes it defines the two
+ * functions on whole chunks of REDGE_CHUNK logits that are declared first. */
+#ifndef REDGE_KERNELS_SIMD_H
+#define REDGE_KERNELS_SIMD_H
+
+#include "exp2.h"
+#include "kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+static bool chunk_maxima(const float * chunk, float * maxima);      /* of the lanes; false: NaN or +Inf seen */
+static double chunk_sum(const float * chunk, const redge_exp2 * e); /* of 2^(z * scale - offset) */
+
+/* The chunk itself, or, for the short one at the end, a copy filled up with -Inf: it adds nothing to any result. */
+static inline const float * whole_chunk(const float * logits, int32_t n, int32_t chunk, float * copy) {
+    const int32_t start = chunk * REDGE_CHUNK;
+    if (n - start >= REDGE_CHUNK) {
+        return logits + start;
+    }
+    memcpy(copy, logits + start, (size_t) (n - start) * sizeof *copy);
+    for (int32_t i = n - start; i < REDGE_CHUNK; ++i) {
+        copy[i] = -INFINITY;
+    }
+    return copy;
+}
+
+static inline float largest(const float * maxima) {
+    float max = maxima[0];
+    for (int32_t lane = 1; lane < REDGE_LANES; ++lane) {
+        max = maxima[lane] > max ? maxima[lane] : max;
+    }
+    return max;
+}
+
+static inline int32_t first_of(const float * logits, int32_t i, float value) {
+    while (logits[i] != value) {
+        ++i;
+    }
+    return i;
+}
+
+/* Memory is read once: the chunk is in the first cache when its sum is taken. The sum of a chunk is in float over few
+ * terms a lane, the sum of the chunks in double. */
+static void scan(const float * logits, int32_t n, double temperature, redge_scan * out) {
+    *out = (redge_scan) {.sum = 0.0, .max = -INFINITY, .argmax = 0, .finite = true};
+    redge_exp2 e = {.negligible = INFINITY};
+    int32_t best_chunk = 0;
+    float copy[REDGE_CHUNK];
+    float maxima[REDGE_LANES];
+    for (int32_t c = 0; c < redge_n_chunks(n); ++c) {
+        const float * chunk = whole_chunk(logits, n, c, copy);
+        if (!chunk_maxima(chunk, maxima)) {
+            out->finite = false;
+            return;
+        }
+        const float max = largest(maxima);
+        if (max > out->max) {
+            if (!redge_exp2_for(max, temperature, &e)) {
+                redge_kernels_serial.scan(logits, n, temperature, out);
+                return;
+            }
+            out->sum *= exp(((double) out->max - max) / temperature);
+            out->max = max;
+            best_chunk = c;
+        }
+        if (max >= e.negligible) {
+            out->sum += chunk_sum(chunk, &e) * e.correction;
+        }
+    }
+    if (out->max > -INFINITY) {
+        out->argmax = first_of(logits, best_chunk * REDGE_CHUNK, out->max);
+    }
+}
+
+static bool lane_maxima(const float * logits, int32_t n, float * maxima) {
+    float copy[REDGE_CHUNK];
+    bool finite = true;
+    for (int32_t c = 0; c < redge_n_chunks(n); ++c) {
+        finite &= chunk_maxima(whole_chunk(logits, n, c, copy), maxima + c * REDGE_LANES);
+    }
+    return finite;
+}
+
+#endif
