@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import unicodedata
 
-WORDS = """the quick brown fox don't I'll WE'VE they're it's l'eau naïve façade Straße Übermut ñandú coöperate e-mail
-можно Привет мир нещо на Български Ελλάδα γειά שלום עולם مرحبا بالعالم नमस्ते दुनिया สวัสดีชาวโลก កាន់តែ 你好 世界 工作
-東京タワー こんにちは カタカナ 안녕하세요 세계 Việt Nam čeština Łódź İstanbul ǅungla ﬁnance Ⅷ ½ ² 1234567890 3.14159 0xFF
-1,000,000 v1.2.3 2024-05-06 12:34:56 foo_bar fooBar FOO_BAR HTTPServer __init__ user@example.org https://example.org/a?b=c#d
-C:\\Temp\\x /usr/bin/env $HOME {json: [1, 2]} <div class="x"> </div> a=b==c !=> -> ::= ... !!! ??? ~~~ ### ---- ==== **bold**""".split()
-
+LINES = (
+    "the quick brown fox don't I'll WE'VE they're it's l'eau naïve façade Straße Übermut ñandú coöperate e-mail",
+    "можно Привет мир нещо на Български Ελλάδα γειά שלום עולם مرحبا بالعالم नमस्ते दुनिया สวัสดีชาวโลก កាន់តែ",
+    "你好 世界 工作 東京タワー こんにちは カタカナ 안녕하세요 세계 Việt Nam čeština Łódź İstanbul ǅungla ﬁnance Ⅷ ½ ²",
+    "1234567890 3.14159 0xFF 1,000,000 v1.2.3 2024-05-06 12:34:56 foo_bar fooBar FOO_BAR HTTPServer __init__",
+    "user@example.org https://example.org/a?b=c#d C:\\Temp\\x /usr/bin/env $HOME {json: [1, 2]} <div class='x'> </div>",
+    "a=b==c !=> -> ::= ... !!! ??? ~~~ ### ---- ==== **bold**",
+)
+WORDS = [word for line in LINES for word in line.split()]
 EMOJI = ["🙂", "😶‍🌫️", "👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇳🇴", "🦙🦙", "✅", "🚀", "❤️", "☃", "🤷🏿‍♂️"]
 SPACES = [
     " ",

@@ -23,10 +23,10 @@ NFC = {"type": "NFC"}
 
 BYTE_LEVEL = {
     "llama-bpe": ("llama-bpe", files.split(files.CL100K), {"ignore_merges": True, "bos": "<|begin_of_text|>"}),
-    "smaug-bpe": ("llama-bpe", files.split(files.CL100K), {"bos": "<|begin_of_text|>"}),
+    "smaug-bpe": ("gpt-2", files.split(files.CL100K), {"bos": "<|begin_of_text|>"}),
     "dbrx": ("gpt-2", files.split(files.CL100K), {}),
     "qwen2": ("qwen2", files.split(files.QWEN2), {"normalizer": NFC}),
-    "deepseek-r1-qwen": ("qwen2", files.split(files.QWEN2), {"bos": "<｜begin▁of▁sentence｜>", "normalizer": NFC}),
+    "deepseek-r1-qwen": ("gpt-2", files.split(files.QWEN2), {"bos": "<｜begin▁of▁sentence｜>", "normalizer": NFC}),
     "gpt-2": ("gpt-2", files.byte_level(), {}),
     "gpt-4o": ("gpt-2", files.split(files.O200K), {}),
     "tekken": ("gpt-2", files.split(files.TEKKEN), {"ignore_merges": True, "bos": "<s>"}),
