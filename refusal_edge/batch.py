@@ -1,0 +1,205 @@
+"""Many decisions at once: one llama_decode for many prompts, what they begin with alike computed once.
+
+The batch has a context of its own on the model's weights, so that the conversation in `Llama`'s context stays. Sequence
+0 holds the shared prefix; each prompt is a sequence that borrows those cells and adds its own rest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import _internals
+
+from refusal_edge import _native
+from refusal_edge.decision import Decision
+from refusal_edge.errors import InvalidRequestError, PromptTooLongError, RefusalEdgeError
+from refusal_edge.policy import Policy
+
+if TYPE_CHECKING:
+    from refusal_edge.deciding_llama import DecidingLlama
+
+MAX_SEQUENCES: Final = 64
+WORTH_A_DECODE: Final = 32
+"""Tokens that a longer prefix must save before it is worth a llama_decode of its own."""
+
+Ids = list[int]
+
+
+class BatchDecider:
+    """Decides on prompts of token ids, in order, `MAX_SEQUENCES` or fewer a llama_decode.
+
+    `close` frees the context; it must not outlive the model.
+    """
+
+    def __init__(self, llm: DecidingLlama) -> None:
+        """Raises RefusalEdgeError if llama.cpp cannot make the context (out of memory)."""
+        params = type(llm.context_params).from_buffer_copy(llm.context_params)
+        params.n_seq_max = params.n_outputs_max = MAX_SEQUENCES + 1
+        params.n_batch = max(params.n_batch, params.n_outputs_max)  # llama.cpp aborts otherwise
+        params.n_ctx = max(llm.n_ctx(), params.n_batch)
+        params.kv_unified = True
+        params.embeddings = False
+        self._n_batch = params.n_batch
+        self._n_vocab: int = llm.n_vocab()
+        try:
+            self._context = _internals.LlamaContext(model=llm._model, params=params, verbose=llm.verbose)
+        except ValueError:
+            raise RefusalEdgeError(
+                f"batch: llama.cpp cannot make a second context of {params.n_ctx} tokens: use a smaller n_ctx"
+            ) from None
+        _use_adapter(self._context, llm)
+        self._n_ctx = min(llm.n_ctx(), self._context.n_ctx())
+        self._shares_cells = not _is_recurrent(llm._model.model)
+        self._prefix: list[int] = []
+
+    def close(self) -> None:
+        self._context.close()
+
+    def decide(self, prompts: Iterable[Ids], policy: Policy, *, calibrated: bool) -> Iterator[Decision]:
+        """One decision a prompt, in order; prompts are taken from the iterable `MAX_SEQUENCES` at a time.
+
+        Raises:
+            InvalidRequestError: a prompt without tokens. PromptTooLongError: one that does not fit the context.
+            InvalidLogitsError: the model computed NaN or infinity.
+        """
+        prompts = iter(prompts)
+        while group := list(islice(prompts, MAX_SEQUENCES)):
+            for ids in group:
+                self._check(ids)
+            n_shared = self._share_prefix(group)
+            for pack in self._packs(group, n_shared):
+                yield from self._decide_pack(pack, n_shared, policy, calibrated)
+
+    def _check(self, ids: Ids) -> None:
+        if not ids:
+            raise InvalidRequestError("prompt: expected at least one token, got none")
+        if len(ids) > self._n_ctx:
+            raise PromptTooLongError(
+                f"prompt: {len(ids)} tokens do not fit the context of {self._n_ctx}: "
+                "shorten it, or load the model with a larger n_ctx"
+            )
+
+    def _share_prefix(self, group: Sequence[Ids]) -> int:
+        """Brings sequence 0 to what the prompts share, where that saves work; returns how many tokens of it."""
+        if not self._shares_cells:
+            return 0
+        common = _common_prefix([ids[:-1] for ids in group])
+        held = _common_prefix([self._prefix, common])
+        missing = common[len(held) :]
+        if len(missing) * (len(group) - 1) >= WORTH_A_DECODE:
+            self._forget(0, len(held))
+            self._prefix = list(held)
+            self._decode([(0, missing, len(held))], outputs=False)
+            self._prefix = list(common)
+            return len(common)
+        return len(held)
+
+    def _packs(self, group: Sequence[Ids], n_shared: int) -> Iterator[list[Ids]]:
+        """Prompts whose rests fit one llama_decode, and the context beside the prefix; a longer one is alone."""
+        pack: list[Ids] = []
+        n_tokens = 0
+        room = min(self._n_batch, self._n_ctx - len(self._prefix))
+        for ids in group:
+            if pack and n_tokens + len(ids) - n_shared > room:
+                yield pack
+                pack, n_tokens = [], 0
+            pack.append(ids)
+            n_tokens += len(ids) - n_shared
+        yield pack
+
+    def _decide_pack(self, pack: Sequence[Ids], n_shared: int, policy: Policy, calibrated: bool) -> list[Decision]:
+        if len(pack[0]) - n_shared > self._n_ctx - len(self._prefix):
+            self._forget(0, n_shared)  # a prompt that needs the whole context: keep of the prefix what it shares
+            self._prefix = self._prefix[:n_shared]
+        for sequence in range(1, len(pack) + 1):
+            if n_shared:
+                self._context.kv_cache_seq_cp(0, sequence, 0, n_shared)
+        parts = [(sequence, ids[n_shared:], n_shared) for sequence, ids in enumerate(pack, start=1)]
+        try:
+            rows = self._decode(parts, outputs=True)
+            return [_native.decide(self._logits(row), policy, calibrated=calibrated) for row in rows]
+        finally:
+            for sequence in range(1, len(pack) + 1):
+                self._forget(sequence, 0)
+
+    def _decode(self, parts: Sequence[tuple[int, Ids, int]], *, outputs: bool) -> list[int]:
+        """Decodes (sequence, ids, position of the first) in pieces of n_batch tokens.
+
+        Returns: the output index of each part's last token; all lie in the last piece.
+        """
+        tokens = np.concatenate([np.asarray(ids, np.int32) for _, ids, _ in parts])
+        sequences = np.repeat([s for s, _, _ in parts], [len(ids) for _, ids, _ in parts]).astype(np.int32)
+        positions = np.concatenate([np.arange(p, p + len(ids)) for _, ids, p in parts]).astype(np.int32)
+        last = np.cumsum([len(ids) for _, ids, _ in parts]) - 1
+        wanted = np.zeros(len(tokens), np.int8)
+        wanted[last] = outputs
+        for start in range(0, len(tokens), self._n_batch):
+            piece = slice(start, start + self._n_batch)
+            status = _decode(self._context.ctx, tokens[piece], sequences[piece], positions[piece], wanted[piece])
+            if status:
+                self._reset()
+                raise RefusalEdgeError(f"batch: llama_decode failed with status {status}")
+        return [int(i) - (len(tokens) - 1) // self._n_batch * self._n_batch for i in last]
+
+    def _logits(self, index: int) -> npt.NDArray[np.float32]:
+        row = llama_cpp.llama_get_logits_ith(self._context.ctx, index)
+        return np.ctypeslib.as_array(row, shape=(self._n_vocab,))
+
+    def _forget(self, sequence: int, position: int) -> None:
+        if not self._context.kv_cache_seq_rm(sequence, position, -1):
+            self._reset()
+            raise RefusalEdgeError(f"batch: llama.cpp cannot cut sequence {sequence} at position {position}")
+
+    def _reset(self) -> None:
+        self._context.kv_cache_clear()
+        self._prefix = []
+
+
+def _use_adapter(context: Any, llm: DecidingLlama) -> None:
+    if llm._lora_adapter is None:
+        return
+    adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(llm._lora_adapter)
+    if llama_cpp.llama_set_adapters_lora(context.ctx, adapters, 1, (ctypes.c_float * 1)(llm.lora_scale)):
+        raise RefusalEdgeError("batch: llama.cpp cannot set the LoRA adapter on a second context")
+
+
+def _decode(
+    context: Any,
+    tokens: npt.NDArray[np.int32],
+    sequences: npt.NDArray[np.int32],
+    positions: npt.NDArray[np.int32],
+    wanted: npt.NDArray[np.int8],
+) -> int:
+    """llama_decode on arrays of the same length; one sequence a token."""
+    n = len(tokens)
+    counts = np.ones(n, np.int32)
+    pointers = (sequences.ctypes.data + np.arange(n) * sequences.itemsize).astype(np.uintp)
+    batch = llama_cpp.llama_batch()
+    for name, array in (
+        ("token", tokens),
+        ("pos", positions),
+        ("n_seq_id", counts),
+        ("seq_id", pointers),
+        ("logits", wanted),
+    ):
+        field = dict(llama_cpp.llama_batch._fields_)[name]
+        setattr(batch, name, ctypes.cast(array.ctypes.data, field))
+    batch.n_tokens = n
+    return int(llama_cpp.llama_decode(context, batch))
+
+
+def _common_prefix(sequences: Sequence[Ids]) -> Ids:
+    """What all of them begin with: it is enough to compare the smallest with the largest."""
+    low, high = min(sequences), max(sequences)
+    n = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
+    return low[:n]
+
+
+def _is_recurrent(model: Any) -> bool:
+    return bool(llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
