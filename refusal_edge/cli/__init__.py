@@ -11,20 +11,7 @@ from types import ModuleType
 
 from refusal_edge.errors import RefusalEdgeError
 
-COMMANDS = (
-    "demo",
-    "convert",
-    "annotate",
-    "inspect",
-    "decide",
-    "chat",
-    "score",
-    "calibrate",
-    "report",
-    "drift",
-    "bench",
-    "doctor",
-)
+COMMANDS = ("demo", "convert", "decide", "chat", "doctor")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 

@@ -25,6 +25,7 @@ EXAMPLES = """  refusal-edge demo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=Path, metavar="OUT.gguf", help="keep the converted model here")
+    parser.add_argument("--force", action="store_true", help="replace the file that --keep names")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
 
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         path = args.keep or Path(folder) / "demo.gguf"
-        convert(demo.checkpoint(), path, progress=False)
+        convert(demo.checkpoint(), path, force=args.force)
         converted = time.monotonic() - started
         llm = Llama(str(path), n_ctx=512, verbose=False)
         answers = {prompt: list(demo.ask(llm, prompt)) for prompt in demo.PROMPTS}
@@ -74,7 +75,7 @@ def _block(answers: list[Answer], policy: Policy) -> str:
     scores = {**first.scores, "respond": first.respond_score}
     name_width = max(map(len, scores))
     left = [f"{name:<{name_width}} {terminal.bar(q, 10)} {q:4.2f}" for name, q in scores.items()]
-    room = max(30, terminal.columns() - len(left[0]) - 38)
+    room = max(30, terminal.columns() - len(left[0]) - 42)
     right = [line for answer in answers for line in _verdict(answer, room)]
     rows = itertools.zip_longest(left, right, fillvalue="")
     return "\n".join(f"   {terminal.pad(a, len(left[0]))} │ {b}".rstrip() for a, b in rows)
@@ -84,7 +85,7 @@ def _verdict(answer: Answer, room: int) -> list[str]:
     decision = answer.decision
     word = f"refuse: {decision.category}" if decision.refused else decision.outcome.replace("_", " ")
     text = textwrap.wrap(terminal.printable(answer.text), room, max_lines=2, placeholder=" ...") or [""]
-    head = f"{answer.policy_name:<10}  {word:<20} "
+    head = f"{answer.policy_name:<10}  {word:<21}  "
     return [head + text[0], *(" " * len(head) + line for line in text[1:])]
 
 

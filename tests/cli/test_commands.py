@@ -1,0 +1,90 @@
+"""Commands on the demo model: for people and for machines."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from refusal_edge import cli, demo
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert cli.main(argv) == 0
+    return capsys.readouterr().out
+
+
+def test_demo_shows_every_prompt_under_every_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = json.loads(run(capsys, "demo", "--json"))
+    assert list(answers) == list(demo.PROMPTS)
+    for group in answers.values():
+        assert [a["policy"] for a in group] == ["as trained", "strict", "safety off"]
+        assert len({round(a["respond_score"], 3) for a in group}) == 1, "scores do not depend on thresholds"
+        assert all(a["text"] for a in group)
+        assert all(a["category"] != "safety" for a in group if a["policy"] == "safety off")
+    outcomes = {tuple(a["outcome"] for a in group) for group in answers.values()}
+    assert len(outcomes) >= 3, "the three policies must be seen to differ"
+
+
+def test_demo_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
+    screen = run(capsys, "demo")
+    assert all(prompt in screen for prompt in demo.PROMPTS)
+    assert max(map(len, screen.splitlines())) <= 110
+
+
+def test_demo_keeps_an_existing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.gguf").write_text("precious")
+    assert cli.main(["demo", "--keep", str(tmp_path / "mine.gguf")]) == cli.EXIT_BAD_INPUT
+    assert (tmp_path / "mine.gguf").read_text() == "precious"
+
+
+def test_decide_with_thresholds(demo_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["decide", str(demo_gguf), "Tell me a joke.", "--json"]
+    plain = json.loads(run(capsys, *argv))
+    forced = json.loads(run(capsys, *argv, "-t", "safety=0"))
+    assert plain["outcome"] == "respond"
+    assert (forced["outcome"], forced["category"]) == ("refuse", "safety")
+    assert forced["scores"] == pytest.approx(plain["scores"])
+    assert forced["policy_id"] != plain["policy_id"]
+
+
+def test_decide_reads_standard_input(
+    demo_gguf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Tell me a joke."))
+    assert "respond" in run(capsys, "decide", str(demo_gguf), "-")
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"), [("safty=0.5", "safety"), ("safety=2", "[0, 1]"), ("safety", "SLUG=VALUE")]
+)
+def test_bad_thresholds_are_one_line(
+    demo_gguf: Path, flag: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["decide", str(demo_gguf), "Hi", "-t", flag]) == cli.EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert expected in error
+
+
+def test_chat_streams_and_takes_commands(
+    demo_gguf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["Do you ever feel lonely at night?", "/set humanizing=off", "/policy", "/set nothing=1", "/reset", "Hi!"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    assert cli.main(["chat", str(demo_gguf), "--temperature", "0"]) == 0
+    captured = capsys.readouterr()
+    assert "[refused: humanizing" in captured.out
+    assert "'humanizing': 'off'" in captured.out
+    assert "unknown category 'nothing'" in captured.err
+    assert " [respond]" not in captured.out
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(run(capsys, "doctor", "--json"))
+    assert facts["sampler"] == "bound"
+    assert facts["instruction set in use"] in facts["instruction sets"]
+    assert "serial" in facts["instruction sets"]
