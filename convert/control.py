@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from gguf import TokenType
 
+from refusal_edge.byte_level import encode
 from refusal_edge.errors import ConversionError, InvalidPolicyError
 from refusal_edge.keys import TOKEN_TYPES, Stamp
 from refusal_edge.policy import Category
 
 from . import vocab as _vocab
 from .jsonfile import shown
-from .vocab import byte_level
 
 RESPOND: Final = "respond"
 DETOKENIZE_BYTES: Final = 32
@@ -120,7 +120,7 @@ class ControlTokens:
 
 def spelled(vocab: _vocab.Vocab, text: str) -> str:
     """`text` as the trained pieces of this vocabulary are spelled."""
-    return byte_level.encode(text) if vocab.model == "gpt2" else text.replace(" ", "▁")
+    return encode(text) if vocab.model == "gpt2" else text.replace(" ", "▁")
 
 
 def _is_pair_of(pieces: set[bytes], text: str) -> bool:

@@ -58,16 +58,18 @@ class TensorInfo(Protocol):
 def encode_header(pairs: Sequence[KeyValue], tensors: Sequence[TensorInfo]) -> bytes:
     """Everything before the tensor data, padded to `ALIGNMENT`."""
     parts = [b"GGUF", _pack_u32(3), _pack_u64(len(tensors)), _pack_u64(len(pairs))]
-    for pair in pairs:
-        parts.append(_string(pair.key))
-        parts.append(_pack_u32(pair.type))
-        parts.extend(_value(pair))
+    parts.extend(encode_pair(pair) for pair in pairs)
     for tensor in tensors:
         parts.append(_string(tensor.name))
         dimensions = tensor.shape[::-1]  # ggml counts from the fastest one
         parts.append(struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, tensor.type, tensor.offset))
     header = b"".join(parts)
     return header + bytes(padding(len(header)))
+
+
+def encode_pair(pair: KeyValue) -> bytes:
+    """One key and its value."""
+    return b"".join((_string(pair.key), _pack_u32(pair.type), *_value(pair)))
 
 
 def padding(n_bytes: int) -> int:

@@ -12,13 +12,13 @@ from typing import Final
 
 from gguf import GGUFValueType, Keys
 
+from refusal_edge.byte_level import encode
 from refusal_edge.errors import ConversionError
 from refusal_edge.keys import REACHABLE
 
 from .control import ControlTokens
 from .gguf_writer import KeyValue, encode_header
 from .vocab import Vocab
-from .vocab.byte_level import encode
 
 NEVER, SPECIAL, TEXT = REACHABLE
 TIMEOUT_SECONDS: Final = 120

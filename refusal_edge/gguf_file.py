@@ -182,6 +182,7 @@ class GGUFFile:
         kv_types: key -> type of its value.
         kv_spans: key -> (begin, end), the bytes of the whole pair in the file, key included.
         tensors: name -> `TensorInfo`, in file order.
+        tensors_span: (begin, end), the bytes of all tensor descriptions.
         data_offset: byte at which the tensor data begins; data_end: the end of the last tensor, without padding.
     """
 
@@ -193,6 +194,7 @@ class GGUFFile:
         self.kv_types: dict[str, ValueType] = {}
         self.kv_spans: dict[str, tuple[int, int]] = {}
         self.tensors: dict[str, TensorInfo] = {}
+        self.tensors_span = (0, 0)
         self.data_offset = 0
         self.data_end = 0
         self._data = data
@@ -249,7 +251,9 @@ class _Reader:
             self.pair()
         self.file.alignment = self.alignment()
         _check_model(self.file)
+        begin = self.position
         described = [self.tensor_description() for _ in range(n_tensors)]
+        self.file.tensors_span = (begin, self.position)
         self.place(described)
         return self.file
 

@@ -1,4 +1,4 @@
-"""Byte-level BPE: each byte of the text is one printable character of the vocabulary (GPT-2's table)."""
+"""Byte-level BPE, from tokenizer.json."""
 
 from __future__ import annotations
 
@@ -6,30 +6,11 @@ from typing import Any
 
 from gguf import TokenType
 
+from refusal_edge.byte_level import encode
+
 from ..jsonfile import shown
 from .files import TokenizerFiles
 from .rows import Rows
-
-
-def _table() -> list[str]:
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
-BYTE_TO_CHAR = _table()
-CHAR_TO_BYTE = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
-
-
-def encode(text: str) -> str:
-    """`text` as a byte-level vocabulary spells it."""
-    return "".join(BYTE_TO_CHAR[byte] for byte in text.encode())
-
-
-def decode(piece: str) -> bytes | None:
-    """The bytes that a piece stands for; None if it holds a character that stands for none."""
-    values = [CHAR_TO_BYTE.get(char) for char in piece]
-    return None if None in values else bytes(values)  # type: ignore[arg-type]
 
 
 def is_byte_level(files: TokenizerFiles) -> bool:
@@ -81,7 +62,7 @@ def merges(files: TokenizerFiles) -> list[str]:
     entries = files.base_model.get("merges")
     if not isinstance(entries, list):
         raise files.broken("tokenizer.json", "model.merges must be a list")
-    space = BYTE_TO_CHAR[ord(" ")]
+    space = encode(" ")
     result = []
     for entry in entries:
         if isinstance(entry, str) and entry.count(" ") == 1:
