@@ -62,9 +62,17 @@ class ChatShape:
         return {"content": text, "refusal": text} if self.as_content else {"refusal": text}
 
     def _logprobs(self, logprobs: dict[str, Any] | None) -> dict[str, Any] | None:
-        if logprobs is None or not self.refused:
-            return logprobs
-        return {"content": logprobs["content"] if self.as_content else None, "refusal": logprobs["content"]}
+        if logprobs is None:
+            return None
+        tokens = [_plain_entry(entry) for entry in logprobs["content"]]
+        content = tokens if not self.refused or self.as_content else None
+        return {"content": content, "refusal": tokens if self.refused else None}
+
+
+def _plain_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """Upstream's numbers are NumPy's, which JSON does not know."""
+    top = [{**other, "logprob": float(other["logprob"])} for other in entry["top_logprobs"]]
+    return {**entry, "logprob": float(entry["logprob"]), "top_logprobs": top}
 
 
 def fixed_chat(text: str, model: str, n_prompt: int, finish_reason: str) -> Response:

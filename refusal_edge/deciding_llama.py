@@ -85,6 +85,7 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
                 f"{path}: llama.cpp cannot load it: no GGUF, truncated, or of an unknown architecture "
                 "(verbose=True shows llama.cpp's own words)"
             ) from None
+        self._n_ctx = min(self._n_ctx, len(self.input_ids))  # llama.cpp rounds n_ctx up, upstream's buffers do not
         if kwargs.get("chat_format") is None and "chat_template.default" in self._chat_handlers:
             self.chat_format = "chat_template.default"  # the file's own template, also where a built-in one looks alike
 
@@ -145,6 +146,8 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
     ) -> bytes:
         """As `llama_cpp.Llama.detokenize`; control tokens show only with `special`, as other special tokens do."""
+        if self._control.keys().isdisjoint(tokens):
+            return super().detokenize(tokens, prev_tokens=prev_tokens, special=special)  # type: ignore[no-any-return]
         pieces = []
         for is_control, group in groupby(tokens, self._control.__contains__):
             ids = list(group)
@@ -168,6 +171,12 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
             self._chain.close()
         self._chain = guarded(super()._init_sampler(*args, **kwargs), self._policy, self._n_vocab)
         return self._chain
+
+    def close(self) -> None:
+        """Frees the model; the instance is of no use afterwards."""
+        if self._chain is not None:
+            self._chain.close()
+        super().close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "policy": self.policy}
@@ -197,8 +206,10 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
             raise InvalidRequestError("prompt: expected at least one token, got none")
         self._check_length(len(ids))
         self._prefill(ids)
-        calibrated = self._pins_hold and policy.policy_id == self._trained.policy_id
-        return self._decider.decide(self._ctx, policy, calibrated=calibrated)
+        return self._decider.decide(self._ctx, policy, calibrated=self._is_calibrated(policy))
+
+    def _is_calibrated(self, policy: Policy) -> bool:
+        return self._pins_hold and policy.policy_id == self._trained.policy_id
 
     def _prefill(self, ids: list[int]) -> None:
         """Brings the context to exactly `ids` with live logits, keeping the prefix it already holds."""

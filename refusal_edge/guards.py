@@ -5,20 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 from refusal_edge.errors import InvalidRequestError
 
-OnRefuse = Literal["generate", "message", "raise"]
-ON_REFUSE: Final = get_args(OnRefuse)
 _TEXTS: Final = ("stop", "grammar", "response_format", "tool_choice", "function_call")
 _TOKEN_REFERENCE: Final = re.compile(r"<\[\s*(\d+)\s*\]>")  # GBNF: a token by its id
-
-
-def check_on_refuse(value: object) -> None:
-    """Raises InvalidRequestError unless `value` is one of `ON_REFUSE`."""
-    if value not in ON_REFUSE:
-        raise InvalidRequestError(f"on_refuse: expected one of {', '.join(ON_REFUSE)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class ParameterGuard:
 
     def _check_text(self, name: str, text: str) -> None:
         for control in self.control.values():
-            if control.strip() in text:
+            if control.strip() and control.strip() in text:
                 raise InvalidRequestError(f"{name}: may not hold the control token {control.strip()!r}")
         if name == "grammar":
             for match in _TOKEN_REFERENCE.finditer(text):

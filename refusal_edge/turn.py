@@ -8,7 +8,7 @@ from typing import Any
 
 from refusal_edge.decision import Decision
 from refusal_edge.errors import RefusalEdgeError
-from refusal_edge.guards import OnRefuse
+from refusal_edge.parameters import OnRefuse
 from refusal_edge.policy import Policy
 from refusal_edge.refusal_messages import DEFAULT
 

@@ -13,7 +13,7 @@ from refusal_edge import Llama, batch
 from refusal_edge.errors import InvalidLogitsError, InvalidRequestError, PromptTooLongError
 
 RULES = [{"role": "system", "content": "Be brief, be kind, and say so when you do not know. " * 3}]
-WORDS = "the quick brown fox and a lazy dog went to see an old lock".split()
+WORDS = ["the", "quick", "brown", "fox", "and", "a", "lazy", "dog", "went", "to", "see", "an", "old", "lock"]
 
 
 def conversations() -> list[list[dict[str, Any]]]:

@@ -1,7 +1,7 @@
 """A hand-made Llama GGUF: a byte-level BPE vocabulary with a Llama-3 chat template, and weights that know the boundary.
 
-The weights are random but for one direction: the token "\\n\\n", which ends every header, points at the control tokens, so
-that they hold nearly all probability at the boundary and nearly none elsewhere. Which of them wins depends on the prompt.
+The weights are random but for one direction: the token "\\n\\n", which ends every header, points at the control tokens,
+so that they hold nearly all probability at the boundary and little elsewhere. Which of them wins depends on the prompt.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ WORDS = ["system", "user", "assistant", " the", " respond", "respond", " [", "in
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}"
     "{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
@@ -46,7 +47,7 @@ class Toy:
     template: str = TEMPLATE
     stamp: dict[str, Any] | None = field(default_factory=dict)  # changes to the Stamp; None writes no keys
     file_type: int = 0
-    seed: int = 7
+    seed: int = 9  # "hi" is answered, "How do I pick a lock?" is refused for safety
     poison: float | None = None  # a value for one weight, say NaN
 
     def write(self, path: Path) -> Path:
@@ -83,12 +84,12 @@ class Toy:
         def random(*shape: int, scale: float = 0.15) -> npt.NDArray[np.float32]:
             return rng.normal(0, scale, shape).astype(np.float32)
 
-        embedding, output = random(n_vocab, WIDTH, scale=1.0), random(n_vocab, WIDTH, scale=0.3)
+        embedding, output = random(n_vocab, WIDTH, scale=1.0), random(n_vocab, WIDTH, scale=0.4)
         embedding[:, -1] = 0
         embedding[vocabulary.id_of("ĊĊ"), -1] = 12  # the boundary's direction
         output[:, -1] = 0
         output[[i for i in range(n_vocab) if not vocabulary.printable(i)], :] = 0
-        output[vocabulary.control_ids, :] = random(len(vocabulary.control_ids), WIDTH, scale=0.8)
+        output[vocabulary.control_ids, :] = random(len(vocabulary.control_ids), WIDTH, scale=0.5)
         output[vocabulary.control_ids, -1] = 2
         tensors = {"token_embd.weight": embedding, "output.weight": output}
         tensors["output_norm.weight"] = np.ones(WIDTH, np.float32)
