@@ -7,4 +7,16 @@
 /* Valid only after redge_bind succeeded, which every maker of a sampler checks. */
 extern redge_host_api redge_host;
 
+/* llama.cpp's own samplers that the fast front knows, told apart by the address of their interface: a name could be
+ * anybody's. */
+typedef enum redge_kind {
+    REDGE_KIND_OTHER = 0,
+    REDGE_KIND_EMPTY, /* switched off: top-k with k <= 0, temperature 1, ... */
+    REDGE_KIND_GREEDY,
+    REDGE_KIND_TOP_K,
+    REDGE_KIND_MIN_P
+} redge_kind;
+
+redge_kind redge_host_kind(const struct llama_sampler * smpl);
+
 #endif

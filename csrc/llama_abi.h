@@ -73,8 +73,14 @@ struct redge_host_api {
     const char * (*llama_sampler_name)(const struct llama_sampler * smpl);
     void (*llama_sampler_apply)(struct llama_sampler * smpl, llama_token_data_array * cur_p);
     void (*llama_sampler_accept)(struct llama_sampler * smpl, int32_t token);
+    void (*llama_sampler_free)(struct llama_sampler * smpl);
     struct llama_sampler * (*llama_sampler_chain_get)(struct llama_sampler * chain, int32_t i);
     int32_t (*llama_sampler_chain_n)(const struct llama_sampler * chain);
+
+    /* One of each kind is made and freed when the table is bound, to recognise them by their interface. */
+    struct llama_sampler * (*llama_sampler_init_greedy)(void);
+    struct llama_sampler * (*llama_sampler_init_top_k)(int32_t k);
+    struct llama_sampler * (*llama_sampler_init_min_p)(float p, size_t min_keep);
 
     const struct llama_model * (*llama_get_model)(const struct llama_context * ctx);
     const struct llama_vocab * (*llama_model_get_vocab)(const struct llama_model * model);
@@ -95,8 +101,12 @@ struct redge_host_api {
         .llama_sampler_name = llama_sampler_name,                                                                      \
         .llama_sampler_apply = llama_sampler_apply,                                                                    \
         .llama_sampler_accept = llama_sampler_accept,                                                                  \
+        .llama_sampler_free = llama_sampler_free,                                                                      \
         .llama_sampler_chain_get = llama_sampler_chain_get,                                                            \
         .llama_sampler_chain_n = llama_sampler_chain_n,                                                                \
+        .llama_sampler_init_greedy = llama_sampler_init_greedy,                                                        \
+        .llama_sampler_init_top_k = llama_sampler_init_top_k,                                                          \
+        .llama_sampler_init_min_p = llama_sampler_init_min_p,                                                          \
         .llama_get_model = llama_get_model,                                                                            \
         .llama_model_get_vocab = llama_model_get_vocab,                                                                \
         .llama_vocab_n_tokens = llama_vocab_n_tokens,                                                                  \

@@ -1,5 +1,5 @@
-/* llama_sampler_sample, with a status where llama.cpp aborts. */
-#include "sampler.h"
+/* llama_sampler_sample, with a status where llama.cpp aborts, and the fast front where it applies. */
+#include "fast.h"
 
 #include <math.h>
 
@@ -7,36 +7,45 @@ static int32_t vocab_size(const struct llama_context * ctx) {
     return redge_host.llama_vocab_n_tokens(redge_host.llama_model_get_vocab(redge_host.llama_get_model(ctx)));
 }
 
-/* Candidates that a backend sampler left over, or the whole vocabulary. */
-static redge_status load_candidates(redge_sampler * s, struct llama_context * ctx, int32_t idx,
-                                    llama_token_data_array * cur_p) {
-    const float * probs = redge_host.llama_get_sampled_probs_ith(ctx, idx);
-    const float * logits = redge_host.llama_get_sampled_logits_ith(ctx, idx);
-    const int32_t * ids = redge_host.llama_get_sampled_candidates_ith(ctx, idx);
-    int32_t n = s->options.n_vocab;
-    if (probs != NULL) {
-        n = (int32_t) redge_host.llama_get_sampled_probs_count_ith(ctx, idx);
-    } else if (logits != NULL) {
-        n = (int32_t) redge_host.llama_get_sampled_logits_count_ith(ctx, idx);
+/* The output row: all logits, or what a backend sampler left over. */
+typedef struct output_row {
+    const float * logits;
+    const float * probs; /* NULL: none yet */
+    const int32_t * ids; /* NULL: index i is token i */
+    int32_t n;
+} output_row;
+
+static redge_status read_row(const redge_sampler * s, struct llama_context * ctx, int32_t idx, output_row * row) {
+    *row = (output_row){.probs = redge_host.llama_get_sampled_probs_ith(ctx, idx),
+                        .logits = redge_host.llama_get_sampled_logits_ith(ctx, idx)};
+    if (row->probs != NULL || row->logits != NULL) {
+        row->ids = redge_host.llama_get_sampled_candidates_ith(ctx, idx);
+        row->n = (int32_t) (row->probs != NULL ? redge_host.llama_get_sampled_probs_count_ith(ctx, idx)
+                                               : redge_host.llama_get_sampled_logits_count_ith(ctx, idx));
     } else {
-        logits = redge_host.llama_get_logits_ith(ctx, idx);
-        ids = NULL;
+        row->logits = redge_host.llama_get_logits_ith(ctx, idx);
+        row->n = s->options.n_vocab;
     }
-    if (logits == NULL || n <= 0) {
+    if (row->logits == NULL || row->n <= 0) {
         return REDGE_ERR_NO_OUTPUT;
     }
-    if (n > s->options.n_vocab) {
-        return REDGE_ERR_N_VOCAB;
-    }
-    for (int32_t i = 0; i < n; ++i) {
+    return row->n <= s->options.n_vocab ? REDGE_OK : REDGE_ERR_N_VOCAB;
+}
+
+static void load_candidates(redge_sampler * s, const output_row * row, llama_token_data_array * cur_p) {
+    for (int32_t i = 0; i < row->n; ++i) {
         s->candidates[i] = (llama_token_data){
-            .id = ids != NULL ? ids[i] : i,
-            .logit = logits[i],
-            .p = probs != NULL ? probs[i] : 0.0f,
+            .id = row->ids != NULL ? row->ids[i] : i,
+            .logit = row->logits[i],
+            .p = row->probs != NULL ? row->probs[i] : 0.0f,
         };
     }
-    *cur_p = (llama_token_data_array){.data = s->candidates, .size = (size_t) n, .selected = -1, .sorted = false};
-    return REDGE_OK;
+    *cur_p = (llama_token_data_array){.data = s->candidates, .size = (size_t) row->n, .selected = -1, .sorted = false};
+}
+
+static bool is_head_of(struct llama_sampler * chain, const redge_sampler * s) {
+    const struct llama_sampler * first = redge_host.llama_sampler_chain_get(chain, 0);
+    return first != NULL && first->ctx == s;
 }
 
 static redge_status selected_token(const llama_token_data_array * cur_p, int32_t * token) {
@@ -62,12 +71,17 @@ static redge_status sample(struct llama_sampler * chain, redge_sampler * s, stru
         return s->phase == REDGE_PHASE_DECIDE ? REDGE_ERR_NOT_DECIDED : REDGE_OK;
     }
     const bool decides = s->phase == REDGE_PHASE_DECIDE;
-    llama_token_data_array cur_p;
-    redge_status status = load_candidates(s, ctx, idx, &cur_p);
+    output_row row;
+    const redge_status status = read_row(s, ctx, idx, &row);
     if (status != REDGE_OK) {
         return status;
     }
-    redge_host.llama_sampler_apply(chain, &cur_p);
+    llama_token_data_array cur_p;
+    const bool raw = row.probs == NULL && row.ids == NULL;
+    if (!(raw && is_head_of(chain, s) && redge_fast_apply(chain, s, row.logits, &cur_p))) {
+        load_candidates(s, &row, &cur_p);
+        redge_host.llama_sampler_apply(chain, &cur_p);
+    }
     if (decides && s->status != REDGE_OK) {
         return s->status;
     }

@@ -132,30 +132,38 @@ static void redge_sampler_reset(struct llama_sampler * smpl) {
 
 static void destroy(redge_sampler * s) {
     if (s != NULL) {
+        redge_selector_free(&s->selector);
         free(s->logits);
         free(s->candidates);
         free(s);
     }
 }
 
-static redge_sampler * create(int32_t n_vocab) {
+static redge_sampler * create(const redge_policy * policy, const redge_sampler_options * options) {
     redge_sampler * s = calloc(1, sizeof *s);
     if (s == NULL) {
         return NULL;
     }
-    s->logits = malloc((size_t) n_vocab * sizeof *s->logits);
-    s->candidates = malloc((size_t) n_vocab * sizeof *s->candidates);
-    if (s->logits == NULL || s->candidates == NULL) {
+    s->policy = *policy;
+    s->options = *options;
+    const size_t n_vocab = (size_t) options->n_vocab;
+    const int32_t n_control = (int32_t) policy->n_categories + 1;
+    for (int32_t i = 0; i < n_control; ++i) {
+        s->control_tokens[i] = redge_control_token(policy, (uint32_t) i);
+    }
+    s->logits = malloc(n_vocab * sizeof *s->logits);
+    s->candidates = calloc(n_vocab, sizeof *s->candidates);
+    const bool has_selector = redge_selector_init(&s->selector, options->n_vocab, s->control_tokens, n_control);
+    if (s->logits == NULL || s->candidates == NULL || !has_selector) {
         destroy(s);
         return NULL;
     }
     return s;
 }
 
-/* Everything but the scratch. */
+/* What a decision has changed, and the policy, which may be replaced at any time. */
 static void copy(const redge_sampler * src, redge_sampler * dst) {
     dst->policy = src->policy;
-    dst->options = src->options;
     dst->phase = src->phase;
     dst->applied = src->applied;
     dst->status = src->status;
@@ -164,7 +172,7 @@ static void copy(const redge_sampler * src, redge_sampler * dst) {
 
 static struct llama_sampler * redge_sampler_clone(const struct llama_sampler * smpl) {
     const redge_sampler * src = redge_sampler_of(smpl);
-    redge_sampler * dst = create(src->options.n_vocab);
+    redge_sampler * dst = create(&src->policy, &src->options);
     if (dst == NULL) {
         return NULL;
     }
@@ -177,10 +185,7 @@ static void redge_sampler_free(struct llama_sampler * smpl) {
 }
 
 static void redge_sampler_copy_state(const struct llama_sampler * src, struct llama_sampler * dst) {
-    redge_sampler * to = redge_sampler_of(dst);
-    const int32_t n_vocab = to->options.n_vocab; /* the size of dst's scratch stays with it */
-    copy(redge_sampler_of(src), to);
-    to->options.n_vocab = n_vocab;
+    copy(redge_sampler_of(src), redge_sampler_of(dst));
 }
 
 static struct llama_sampler_i redge_sampler_i = {
@@ -231,14 +236,8 @@ static struct llama_sampler * make(const redge_policy * policy, const redge_samp
     if (*status != REDGE_OK) {
         return NULL;
     }
-    redge_sampler * s = create(options->n_vocab);
-    if (s == NULL) {
-        *status = REDGE_ERR_MEMORY;
-        return NULL;
-    }
-    s->policy = *policy;
-    s->options = *options;
-    struct llama_sampler * smpl = wrap(s);
+    redge_sampler * s = create(policy, options);
+    struct llama_sampler * smpl = s != NULL ? wrap(s) : NULL;
     if (smpl == NULL) {
         *status = REDGE_ERR_MEMORY;
         return NULL;

@@ -3,6 +3,7 @@
 #define REDGE_SAMPLER_H
 
 #include "host.h"
+#include "select.h"
 
 typedef struct redge_sampler {
     redge_policy policy;
@@ -13,9 +14,11 @@ typedef struct redge_sampler {
     redge_status status; /* how it went */
     redge_decision decision;
 
-    /* Scratch of n_vocab entries each, so that nothing is allocated later. */
+    /* Scratch, so that nothing is allocated later: n_vocab entries each. */
     float * logits;
     llama_token_data * candidates;
+    redge_selector selector; /* excludes the control tokens */
+    int32_t control_tokens[REDGE_MAX_CATEGORIES + 1];
 } redge_sampler;
 
 /* The first sampler of ours in `smpl`, or in the chain that it is; NULL if there is none. */

@@ -1,0 +1,139 @@
+/* Only the first sampler that is switched on has to be understood: once it has cut the vocabulary down to what
+ * llama.cpp would have left, every other sampler, known or not, is applied as it is. docs/sampling.md has the table. */
+#include "fast.h"
+
+#include <math.h>
+
+static void put(redge_sampler * s, int32_t n, const float * logits, bool sorted, llama_token_data_array * cur_p) {
+    for (int32_t i = 0; i < n; ++i) {
+        const int32_t id = s->selector.picks[i];
+        s->candidates[i] = (llama_token_data){.id = id, .logit = logits[id], .p = 0.0f};
+    }
+    *cur_p = (llama_token_data_array){.data = s->candidates, .size = (size_t) n, .selected = -1, .sorted = sorted};
+}
+
+static bool greedy(redge_sampler * s, const redge_kernels * kernels, const float * logits,
+                   llama_token_data_array * cur_p) {
+    const int32_t id = redge_selector_argmax(&s->selector, kernels, logits);
+    if (id < 0) {
+        return false;
+    }
+    s->selector.picks[0] = id;
+    put(s, 1, logits, false, cur_p);
+    cur_p->selected = 0;
+    return true;
+}
+
+/* A list that says it is sorted is only cut: its length afterwards is k. */
+static int32_t ask_k(redge_sampler * s, struct llama_sampler * top_k) {
+    llama_token_data_array probe = {
+        .data = s->candidates, .size = (size_t) s->options.n_vocab, .selected = -1, .sorted = true};
+    redge_host.llama_sampler_apply(top_k, &probe);
+    return (int32_t) probe.size;
+}
+
+static bool top_k(redge_sampler * s, const redge_kernels * kernels, const float * logits, struct llama_sampler * smpl,
+                  llama_token_data_array * cur_p) {
+    const int32_t k = ask_k(s, smpl);
+    if (k >= s->options.n_vocab || !redge_selector_top_k(&s->selector, kernels, logits, k)) {
+        return false;
+    }
+    /* Above k = 128 llama.cpp sorts into buckets by a logit cast to int, which huge logits overflow. */
+    if (!(fabsf(logits[s->selector.picks[0]]) < 1e6f && fabsf(logits[s->selector.picks[k - 1]]) < 1e6f)) {
+        return false;
+    }
+    put(s, k, logits, true, cur_p);
+    return true;
+}
+
+/* A distance below the maximum at which min-p drops a logit for sure; 0 if it cannot be told. Two candidates are shown,
+ * and since rounding is monotone, what is dropped next to 0 is dropped next to every maximum. */
+static float ask_reach(struct llama_sampler * min_p) {
+    for (float reach = 1.0f; reach <= 64.0f; reach *= 2.0f) {
+        llama_token_data pair[2] = {{.id = 0, .logit = 0.0f, .p = 0.0f}, {.id = 1, .logit = -reach, .p = 0.0f}};
+        llama_token_data_array probe = {.data = pair, .size = 2, .selected = -1, .sorted = false};
+        redge_host.llama_sampler_apply(min_p, &probe);
+        if (probe.sorted) {
+            return 0.0f; /* it keeps a least number of candidates */
+        }
+        if (probe.size == 1) {
+            return reach;
+        }
+    }
+    return 0.0f;
+}
+
+/* The sampler itself filters all that it could keep. It leaves the list unsorted unless it had to keep more than that.
+ */
+static bool min_p(redge_sampler * s, const redge_kernels * kernels, const float * logits, struct llama_sampler * smpl,
+                  llama_token_data_array * cur_p) {
+    const float reach = ask_reach(smpl);
+    const float max = redge_selector_max(&s->selector);
+    if (reach == 0.0f || max == -INFINITY) {
+        return false;
+    }
+    const int32_t n = redge_selector_at_least(&s->selector, kernels, logits, max - reach);
+    if (n < 0) {
+        return false;
+    }
+    put(s, n, logits, false, cur_p);
+    redge_host.llama_sampler_apply(smpl, cur_p);
+    return !cur_p->sorted;
+}
+
+static void apply_from(struct llama_sampler * chain, int32_t first, int32_t n, llama_token_data_array * cur_p) {
+    for (int32_t i = first; i < n; ++i) {
+        struct llama_sampler * smpl = redge_host.llama_sampler_chain_get(chain, i);
+        if (smpl->iface->apply != NULL) {
+            redge_host.llama_sampler_apply(smpl, cur_p);
+        }
+    }
+}
+
+/* Position of the first sampler after ours that is switched on; n if there is none. */
+static int32_t first_active(struct llama_sampler * chain, int32_t n) {
+    int32_t i = 1;
+    while (i < n && redge_host_kind(redge_host.llama_sampler_chain_get(chain, i)) == REDGE_KIND_EMPTY) {
+        ++i;
+    }
+    return i;
+}
+
+static bool select_without_control_tokens(struct llama_sampler * chain, int32_t n, redge_sampler * s,
+                                          const float * logits, llama_token_data_array * cur_p) {
+    const redge_kernels * kernels = redge_kernels_active();
+    const int32_t first = first_active(chain, n);
+    if (kernels == NULL || first == n) {
+        return false;
+    }
+    struct llama_sampler * smpl = redge_host.llama_sampler_chain_get(chain, first);
+    const redge_kind kind = redge_host_kind(smpl);
+    if (kind == REDGE_KIND_OTHER || (kind == REDGE_KIND_GREEDY && first != n - 1)) {
+        return false;
+    }
+    if (!redge_selector_read(&s->selector, kernels, logits)) {
+        return false;
+    }
+    const bool selected = kind == REDGE_KIND_GREEDY  ? greedy(s, kernels, logits, cur_p)
+                          : kind == REDGE_KIND_TOP_K ? top_k(s, kernels, logits, smpl, cur_p)
+                                                     : min_p(s, kernels, logits, smpl, cur_p);
+    if (selected) {
+        apply_from(chain, first + 1, n, cur_p);
+    }
+    return selected;
+}
+
+bool redge_fast_apply(struct llama_sampler * chain, redge_sampler * s, const float * logits,
+                      llama_token_data_array * cur_p) {
+    const int32_t n = redge_host.llama_sampler_chain_n(chain);
+    if (s->phase == REDGE_PHASE_DECIDE) {
+        redge_sampler_decide(s, logits, s->options.n_vocab);
+        if (s->status != REDGE_OK || s->decision.token_id >= 0) {
+            *cur_p = (llama_token_data_array){.data = s->candidates, .size = 1, .selected = -1, .sorted = false};
+            redge_sampler_collapse(s, cur_p);
+            apply_from(chain, 1, n, cur_p);
+            return true;
+        }
+    }
+    return select_without_control_tokens(chain, n, s, logits, cur_p);
+}

@@ -1,0 +1,214 @@
+#include "select.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* A chunk more than asked for, since picks are counted a chunk at a time. */
+enum { ROOM = REDGE_MAX_PICKS + REDGE_CHUNK };
+
+bool redge_selector_init(redge_selector * s, int32_t n_vocab, const int32_t * excluded, int32_t n_excluded) {
+    *s = (redge_selector){.n_vocab = n_vocab, .n_excluded = n_excluded, .excluded = excluded};
+    s->maxima = malloc((size_t) redge_n_chunks(n_vocab) * REDGE_LANES * sizeof *s->maxima);
+    s->picks = malloc(ROOM * sizeof *s->picks);
+    return s->maxima != NULL && s->picks != NULL;
+}
+
+void redge_selector_free(redge_selector * s) {
+    free(s->maxima);
+    free(s->picks);
+}
+
+static bool is_excluded(const redge_selector * s, int32_t id) {
+    for (int32_t i = 0; i < s->n_excluded; ++i) {
+        if (s->excluded[i] == id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void leave_out_of_maxima(redge_selector * s, const float * logits, int32_t id) {
+    const int32_t chunk = id / REDGE_CHUNK;
+    const int32_t lane = id % REDGE_LANES;
+    const int32_t start = chunk * REDGE_CHUNK;
+    const int32_t length = s->n_vocab - start < REDGE_CHUNK ? s->n_vocab - start : REDGE_CHUNK;
+    float max = -INFINITY;
+    for (int32_t i = lane; i < length; i += REDGE_LANES) {
+        if (logits[start + i] > max && !is_excluded(s, start + i)) {
+            max = logits[start + i];
+        }
+    }
+    s->maxima[chunk * REDGE_LANES + lane] = max;
+}
+
+bool redge_selector_read(redge_selector * s, const redge_kernels * kernels, const float * logits) {
+    if (!kernels->lane_maxima(logits, s->n_vocab, s->maxima)) {
+        return false;
+    }
+    for (int32_t i = 0; i < s->n_excluded; ++i) {
+        leave_out_of_maxima(s, logits, s->excluded[i]);
+    }
+    return true;
+}
+
+float redge_selector_max(const redge_selector * s) {
+    float max[REDGE_LANES];
+    for (int32_t lane = 0; lane < REDGE_LANES; ++lane) {
+        max[lane] = s->maxima[lane];
+    }
+    for (int32_t c = 1; c < redge_n_chunks(s->n_vocab); ++c) {
+        const float * maxima = s->maxima + c * REDGE_LANES;
+        for (int32_t lane = 0; lane < REDGE_LANES; ++lane) {
+            max[lane] = maxima[lane] > max[lane] ? maxima[lane] : max[lane];
+        }
+    }
+    for (int32_t lane = 1; lane < REDGE_LANES; ++lane) {
+        max[0] = max[lane] > max[0] ? max[lane] : max[0];
+    }
+    return max[0];
+}
+
+static bool chunk_reaches(const redge_selector * s, int32_t chunk, float floor) {
+    const float * maxima = s->maxima + chunk * REDGE_LANES;
+    bool reaches = false;
+    for (int32_t lane = 0; lane < REDGE_LANES; ++lane) {
+        reaches |= maxima[lane] >= floor;
+    }
+    return reaches;
+}
+
+/* Appends the ids of one chunk that reach the floor to the first n picks; returns the new n. */
+static int32_t pick_chunk(redge_selector * s, const redge_kernels * kernels, const float * logits, int32_t chunk,
+                          float floor, int32_t n) {
+    const int32_t start = chunk * REDGE_CHUNK;
+    const int32_t end = s->n_vocab - start < REDGE_CHUNK ? s->n_vocab : start + REDGE_CHUNK;
+    const int32_t n_found = kernels->pick(logits, start, end, floor, s->picks + n);
+    const int32_t n_all = n + n_found;
+    for (int32_t i = n; i < n_all; ++i) {
+        if (!is_excluded(s, s->picks[i])) {
+            s->picks[n++] = s->picks[i];
+        }
+    }
+    return n;
+}
+
+int32_t redge_selector_at_least(redge_selector * s, const redge_kernels * kernels, const float * logits, float floor) {
+    int32_t n = 0;
+    for (int32_t c = 0; c < redge_n_chunks(s->n_vocab); ++c) {
+        if (chunk_reaches(s, c, floor)) {
+            n = pick_chunk(s, kernels, logits, c, floor, n);
+            if (n > REDGE_MAX_PICKS) {
+                return -1;
+            }
+        }
+    }
+    return n;
+}
+
+int32_t redge_selector_argmax(redge_selector * s, const redge_kernels * kernels, const float * logits) {
+    const float max = redge_selector_max(s);
+    if (max == -INFINITY) {
+        return -1;
+    }
+    int32_t chunk = 0;
+    while (!chunk_reaches(s, chunk, max)) {
+        ++chunk;
+    }
+    pick_chunk(s, kernels, logits, chunk, max, 0);
+    return s->picks[0];
+}
+
+static void sift_down(float * heap, int32_t n, int32_t root) {
+    const float value = heap[root];
+    for (int32_t child = 2 * root + 1; child < n; child = 2 * root + 1) {
+        child += child + 1 < n && heap[child + 1] < heap[child];
+        if (value <= heap[child]) {
+            break;
+        }
+        heap[root] = heap[child];
+        root = child;
+    }
+    heap[root] = value;
+}
+
+/* The k-th largest lane maximum: at least k logits reach it, so the k largest logits all do. */
+static float kth_lane_maximum(const redge_selector * s, int32_t k) {
+    float heap[REDGE_MAX_TOP_K]; /* the k largest so far, the least of them at the root */
+    for (int32_t i = 0; i < k; ++i) {
+        heap[i] = s->maxima[i];
+    }
+    for (int32_t i = k / 2 - 1; i >= 0; --i) {
+        sift_down(heap, k, i);
+    }
+    for (int32_t i = k; i < redge_n_chunks(s->n_vocab) * REDGE_LANES; ++i) {
+        if (s->maxima[i] > heap[0]) {
+            heap[0] = s->maxima[i];
+            sift_down(heap, k, 0);
+        }
+    }
+    return heap[0];
+}
+
+/* Whole numbers in the order of the floats; the two zeros are one. */
+static uint32_t ordered(float x) {
+    union {
+        float f;
+        uint32_t u;
+    } bits = {.f = x + 0.0f};
+    return bits.u ^ (bits.u >> 31 ? 0xFFFFFFFFu : 0x80000000u);
+}
+
+/* Heap sort, a heap with the least key at the root: in place, without the allocation that qsort may make. */
+static void sort_descending(uint64_t * keys, int32_t n) {
+    for (int32_t size = n, i = n / 2; size > 1;) {
+        uint64_t key;
+        if (i > 0) {
+            key = keys[--i];
+        } else {
+            key = keys[--size];
+            keys[size] = keys[0];
+        }
+        int32_t root = i;
+        for (int32_t child = 2 * root + 1; child < size; child = 2 * root + 1) {
+            child += child + 1 < size && keys[child + 1] < keys[child];
+            if (key <= keys[child]) {
+                break;
+            }
+            keys[root] = keys[child];
+            root = child;
+        }
+        keys[root] = key;
+    }
+}
+
+static bool is_unambiguous(const uint64_t * keys, int32_t n, int32_t k) {
+    for (int32_t i = 1; i <= k && i < n; ++i) {
+        if (keys[i - 1] >> 32 == keys[i] >> 32) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool redge_selector_top_k(redge_selector * s, const redge_kernels * kernels, const float * logits, int32_t k) {
+    if (k < 1 || k > REDGE_MAX_TOP_K || k > redge_n_chunks(s->n_vocab) * REDGE_LANES) {
+        return false;
+    }
+    const float floor = kth_lane_maximum(s, k);
+    if (floor == -INFINITY) {
+        return false;
+    }
+    const int32_t n = redge_selector_at_least(s, kernels, logits, floor);
+    if (n < 0) {
+        return false;
+    }
+    uint64_t keys[REDGE_MAX_PICKS];
+    for (int32_t i = 0; i < n; ++i) {
+        keys[i] = (uint64_t) ordered(logits[s->picks[i]]) << 32 | (uint32_t) s->picks[i];
+    }
+    sort_descending(keys, n);
+    for (int32_t i = 0; i < k; ++i) {
+        s->picks[i] = (int32_t) (uint32_t) keys[i];
+    }
+    return is_unambiguous(keys, n, k);
+}

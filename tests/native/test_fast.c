@@ -1,0 +1,154 @@
+/* Which chains the fast front takes (the table of docs/sampling.md), and that what it leaves is what llama.cpp leaves,
+ * byte for byte: ids, logits, probabilities, order, selection. */
+#include "check.h"
+
+#include "llama.h"
+
+#include "fast.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_VOCAB = 20000, SAFETY = 40, RESPOND = 19990 };
+
+typedef struct llama_sampler sampler;
+
+static float logits[N_VOCAB];
+static llama_token_data data[N_VOCAB];
+
+static sampler * chain_of(sampler * first, sampler * second, sampler * third) {
+    redge_policy policy;
+    redge_policy_default(&policy);
+    policy.n_categories = 1;
+    policy.token_ids[0] = SAFETY;
+    policy.respond_token_id = RESPOND;
+    const redge_sampler_options options = {.phase = REDGE_PHASE_GUARD, .n_vocab = N_VOCAB};
+    sampler * chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
+    llama_sampler_chain_add(chain, redge_sampler_init(&policy, &options, NULL));
+    sampler * const tail[] = {first, second, third};
+    for (int i = 0; i < 3; ++i) {
+        if (tail[i] != NULL) {
+            llama_sampler_chain_add(chain, tail[i]);
+        }
+    }
+    return chain;
+}
+
+static void fill(void) {
+    srand(7);
+    for (int32_t i = 0; i < N_VOCAB; ++i) {
+        const double u = (double) rand() / RAND_MAX;
+        logits[i] = (float) (12.0 * pow(u, 8.0)); /* few near the top, and no ties among them */
+    }
+    logits[SAFETY] = 50.0f;
+    logits[RESPOND] = 60.0f;
+}
+
+static bool is_fast(sampler * chain, llama_token_data_array * cur_p) {
+    redge_sampler * s = redge_sampler_of(redge_sampler_find(chain));
+    return redge_fast_apply(chain, s, logits, cur_p);
+}
+
+static llama_token_data_array stock(sampler * chain) {
+    for (int32_t i = 0; i < N_VOCAB; ++i) {
+        data[i] = (llama_token_data){.id = i, .logit = logits[i], .p = 0.0f};
+    }
+    llama_token_data_array array = {.data = data, .size = N_VOCAB, .selected = -1, .sorted = false};
+    llama_sampler_apply(chain, &array);
+    return array;
+}
+
+static void expect_same(sampler * chain) {
+    sampler * copy = llama_sampler_clone(chain);
+    llama_token_data_array fast = {0};
+    CHECK(is_fast(chain, &fast));
+    const llama_token_data_array expected = stock(copy);
+    CHECK(fast.size == expected.size && fast.selected == expected.selected && fast.sorted == expected.sorted);
+    for (size_t i = 0; i < expected.size && i < fast.size; ++i) {
+        CHECK(memcmp(&fast.data[i], &expected.data[i], sizeof expected.data[i]) == 0);
+    }
+    llama_sampler_free(copy);
+    llama_sampler_free(chain);
+}
+
+static void expect_same_token(sampler * chain) {
+    sampler * copy = llama_sampler_clone(chain);
+    llama_token_data_array fast = {.data = data};
+    CHECK(is_fast(chain, &fast));
+    const llama_token_data_array expected = stock(copy);
+    CHECK(fast.data[fast.selected].id == expected.data[expected.selected].id);
+    llama_sampler_free(copy);
+    llama_sampler_free(chain);
+}
+
+static void expect_slow(sampler * chain) {
+    llama_token_data_array ignored;
+    CHECK(!is_fast(chain, &ignored));
+    llama_sampler_free(chain);
+}
+
+static void test_fast_chains(void) {
+    expect_same_token(chain_of(llama_sampler_init_greedy(), NULL, NULL));
+    expect_same(chain_of(llama_sampler_init_top_k(40), NULL, NULL));
+    expect_same(chain_of(llama_sampler_init_top_k(1), NULL, NULL));
+    expect_same(chain_of(llama_sampler_init_top_k(200), NULL, NULL));
+    expect_same(chain_of(llama_sampler_init_min_p(0.05f, 1), NULL, NULL));
+    expect_same(chain_of(llama_sampler_init_temp(1.0f), llama_sampler_init_top_k(40), llama_sampler_init_dist(3)));
+    expect_same(chain_of(llama_sampler_init_top_k(40), llama_sampler_init_top_p(0.9f, 1), llama_sampler_init_dist(3)));
+    expect_same(chain_of(llama_sampler_init_top_k(40), llama_sampler_init_typical(0.5f, 1), NULL));
+    expect_same(chain_of(llama_sampler_init_top_k(40), llama_sampler_init_mirostat_v2(1, 5.0f, 0.1f), NULL));
+    expect_same(
+        chain_of(llama_sampler_init_min_p(0.05f, 1), llama_sampler_init_temp(0.8f), llama_sampler_init_dist(3)));
+}
+
+static void test_chains_that_go_the_stock_way(void) {
+    expect_slow(chain_of(NULL, NULL, NULL));
+    expect_slow(chain_of(llama_sampler_init_dist(1), NULL, NULL));
+    expect_slow(chain_of(llama_sampler_init_temp(0.5f), llama_sampler_init_greedy(), NULL));
+    expect_slow(chain_of(llama_sampler_init_top_p(0.9f, 1), llama_sampler_init_dist(1), NULL));
+    expect_slow(chain_of(llama_sampler_init_typical(0.9f, 1), llama_sampler_init_dist(1), NULL));
+    expect_slow(
+        chain_of(llama_sampler_init_penalties(N_VOCAB, 64, 1.1f, 0.0f, 0.0f), llama_sampler_init_greedy(), NULL));
+    expect_slow(chain_of(llama_sampler_init_greedy(), llama_sampler_init_dist(1), NULL));
+    expect_slow(chain_of(llama_sampler_init_min_p(0.05f, 500), NULL, NULL));
+    expect_slow(chain_of(llama_sampler_init_top_k(N_VOCAB), NULL, NULL));
+    expect_slow(chain_of(llama_sampler_init_top_k(REDGE_MAX_TOP_K + 1), NULL, NULL));
+}
+
+static void test_logits_that_go_the_stock_way(void) {
+    fill();
+    int32_t best = 0;
+    for (int32_t i = 0; i < N_VOCAB; ++i) {
+        best = i != SAFETY && i != RESPOND && logits[i] > logits[best] ? i : best;
+    }
+    logits[best == 5 ? 6 : 5] = logits[best]; /* a tie among the k largest */
+    expect_slow(chain_of(llama_sampler_init_top_k(40), NULL, NULL));
+    expect_same_token(chain_of(llama_sampler_init_greedy(), NULL, NULL)); /* the lowest id: not ambiguous */
+    fill();
+    logits[100] = NAN;
+    expect_slow(chain_of(llama_sampler_init_top_k(40), NULL, NULL));
+    expect_slow(chain_of(llama_sampler_init_greedy(), NULL, NULL));
+    fill();
+    logits[100] = 1e9f;
+    expect_slow(chain_of(llama_sampler_init_top_k(40), NULL, NULL));
+    for (int32_t i = 0; i < N_VOCAB; ++i) {
+        logits[i] = -INFINITY;
+    }
+    expect_slow(chain_of(llama_sampler_init_top_k(40), NULL, NULL));
+    expect_slow(chain_of(llama_sampler_init_greedy(), NULL, NULL));
+    expect_slow(chain_of(llama_sampler_init_min_p(0.05f, 1), NULL, NULL));
+}
+
+int main(void) {
+    const redge_host_api api = REDGE_HOST_API_FROM_LLAMA;
+    CHECK(redge_bind(&api) == REDGE_OK);
+    for (size_t i = 0; redge_isa_name(i) != NULL; ++i) {
+        if (redge_isa_force(redge_isa_name(i)) == REDGE_OK) {
+            fill();
+            test_fast_chains();
+            test_chains_that_go_the_stock_way();
+            test_logits_that_go_the_stock_way();
+        }
+    }
+    return REPORT();
+}
