@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -102,41 +104,58 @@ class Proven:
 def prove(
     vocab: Vocab, control: ControlTokens, token_type: str, *, arch: str, name: str | None, scratch: Path
 ) -> Proven:
+    """`prove_header` for a vocabulary that is about to be written for the first time.
+
+    Args:
+        arch, name: `general.architecture` and `general.name` of the file to come; llama.cpp looks at both.
+    """
+    text = GGUFValueType.STRING
+    general = [KeyValue(Keys.General.ARCHITECTURE, arch, text)]
+    if name:
+        general.append(KeyValue(Keys.General.NAME, name, text))
+    return prove_header(vocab, control, token_type, lambda v: encode_header([*general, *v.kv()], []), scratch)
+
+
+def prove_header(
+    vocab: Vocab, control: ControlTokens, token_type: str, header: Callable[[Vocab], bytes], scratch: Path
+) -> Proven:
     """Seals the control tokens and tests the result; tokens that are reachable all the same become CONTROL.
 
     Args:
         token_type: "sealed", "control" or "user", as asked for.
-        arch, name: `general.architecture` and `general.name` of the file to come; llama.cpp looks at both.
+        header: makes a GGUF without tensors of a vocabulary.
         scratch: a file of this name is written, tested and removed.
 
     Raises:
         ConversionError: llama.cpp does not load the vocabulary.
     """
+
+    def test(candidate: Vocab) -> Reachability:
+        try:
+            scratch.write_bytes(header(candidate))
+            return self_test(scratch, control)
+        finally:
+            scratch.unlink(missing_ok=True)
+
     sealed = control.seal(vocab, token_type)
-    result = _test(sealed, control, arch, name, scratch)
+    result = test(sealed)
     mergeable = control.formed_by_merging(vocab)
     if token_type != "sealed" or (result.worst == NEVER and not mergeable):
         return Proven(sealed, token_type, result)
     fallback = control.seal(vocab, "control")
     reached = mergeable[0].text if mergeable else next(t.text for t in control if result.by_token[t.id] != NEVER)
-    return Proven(
-        fallback,
-        "control",
-        _test(fallback, control, arch, name, scratch),
-        (
-            f"the text {reached!r} tokenizes to its control token even when sealed, so the tokens were written as "
-            "CONTROL; keep that text out of prompts, or retrain with a longer, bracketed one",
-        ),
+    warning = (
+        f"the text {reached!r} tokenizes to its control token even when sealed, so the tokens were written as CONTROL; "
+        "keep that text out of prompts, or retrain with a longer, bracketed one"
     )
+    return Proven(fallback, "control", test(fallback), (warning,))
 
 
-def _test(vocab: Vocab, control: ControlTokens, arch: str, name: str | None, scratch: Path) -> Reachability:
-    text = GGUFValueType.STRING
-    general = [KeyValue(Keys.General.ARCHITECTURE, arch, text)]
-    if name:
-        general.append(KeyValue(Keys.General.NAME, name, text))
-    scratch.write_bytes(encode_header([*general, *vocab.kv()], []))
-    try:
-        return self_test(scratch, control)
-    finally:
-        scratch.unlink()
+@contextmanager
+def scratch_file(out: Path, *, dry_run: bool) -> Iterator[Path]:
+    """Where a self-test may put a vocabulary: next to `out`, unless nothing at all may be written there."""
+    if not dry_run:
+        yield out.with_name(out.name + ".vocab.part")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "vocab.gguf"

@@ -212,6 +212,16 @@ class GGUFFile:
         """Bytes of the header, as they stand in the file."""
         return self._data[begin:end]
 
+    def text(self, key: str) -> str | None:
+        """The value of `key` if it is a string."""
+        value = self.kv.get(key)
+        return value if isinstance(value, str) else None
+
+    def integer(self, key: str) -> int | None:
+        """The value of `key` if it is an integer."""
+        value = self.kv.get(key)
+        return value if type(value) is int else None
+
     def n_vocab(self) -> int | None:
         """How many tokens the vocabulary has; None for a file without one."""
         tokens = self.kv.get("tokenizer.ggml.tokens")

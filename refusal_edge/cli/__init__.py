@@ -11,7 +11,7 @@ from types import ModuleType
 
 from refusal_edge.errors import RefusalEdgeError
 
-COMMANDS = ("demo", "convert", "inspect", "decide", "chat", "doctor")
+COMMANDS = ("demo", "convert", "annotate", "inspect", "decide", "chat", "doctor")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 

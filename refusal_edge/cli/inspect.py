@@ -99,20 +99,20 @@ def collect(file: GGUFFile) -> dict[str, Any]:
 
 
 def _model(file: GGUFFile) -> dict[str, Any]:
-    arch = file.kv.get("general.architecture")
+    arch = file.text("general.architecture")
     n_params = 0
     for tensor in file.tensors.values():
         n = 1
         for size in tensor.shape:
             n *= size
         n_params += n
-    file_type = file.kv.get("general.file_type")
+    file_type = file.integer("general.file_type")
     return {
-        "name": file.kv.get("general.name"),
+        "name": file.text("general.name"),
         "architecture": arch,
         "n_params": n_params,
-        "n_blocks": file.kv.get(f"{arch}.block_count"),
-        "context_length": file.kv.get(f"{arch}.context_length"),
+        "n_blocks": file.integer(f"{arch}.block_count"),
+        "context_length": file.integer(f"{arch}.context_length"),
         "file_type": None if file_type is None else FILE_TYPES.get(file_type, str(file_type)),
         "n_tensors": len(file.tensors),
         "tensor_types": dict(Counter(tensor.type_name for tensor in file.tensors.values()).most_common()),
@@ -123,22 +123,27 @@ def _vocabulary(file: GGUFFile) -> dict[str, Any] | None:
     tokens = file.kv.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, GGUFArray):
         return None
-    ids = {name: file.kv.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot")}
+    ids = {name: file.integer(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot")}
     texts = tokens.take(i for i in ids.values() if i is not None)
     special = {name: {"id": i, "text": texts[i].decode(errors="replace")} for name, i in ids.items() if i is not None}
     return {
         "n_tokens": len(tokens),
-        "model": file.kv.get("tokenizer.ggml.model"),
-        "pre": file.kv.get("tokenizer.ggml.pre"),
-        "add_bos": file.kv.get("tokenizer.ggml.add_bos_token"),
-        "add_eos": file.kv.get("tokenizer.ggml.add_eos_token"),
+        "model": file.text("tokenizer.ggml.model"),
+        "pre": file.text("tokenizer.ggml.pre"),
+        "add_bos": _flag(file, "tokenizer.ggml.add_bos_token"),
+        "add_eos": _flag(file, "tokenizer.ggml.add_eos_token"),
         **special,
     }
 
 
+def _flag(file: GGUFFile, key: str) -> bool | None:
+    value = file.kv.get(key)
+    return value if isinstance(value, bool) else None
+
+
 def _chat_template(file: GGUFFile) -> dict[str, Any] | None:
-    template = file.kv.get("tokenizer.chat_template")
-    if not isinstance(template, str):
+    template = file.text("tokenizer.chat_template")
+    if template is None:
         return None
     data = template.encode()
     return {"sha256": hashlib.sha256(data).hexdigest(), "n_bytes": len(data)}
@@ -152,7 +157,7 @@ def _control_tokens(file: GGUFFile, stamp: Stamp) -> list[dict[str, Any]]:
     ids = [token_id for _, _, token_id, _ in roles]
     raw = tokens.take(ids) if isinstance(tokens, GGUFArray) else {}
     kinds = types.numpy() if isinstance(types, GGUFArray) else None
-    model = file.kv.get("tokenizer.ggml.model")
+    model = file.text("tokenizer.ggml.model")
 
     def text(piece: bytes) -> str:
         return sealed_text(piece, model) if stamp.token_type == "sealed" else piece.decode(errors="replace")
@@ -197,10 +202,10 @@ def _rows(facts: dict[str, Any]) -> list[list[str]]:
     model, vocabulary, template = facts["model"], facts["vocabulary"], facts["chat_template"]
     rows = []
     if model["name"]:
-        rows.append(["name", terminal.printable(str(model["name"]))])
+        rows.append(["name", terminal.printable(model["name"])])
     shape = [str(model["architecture"])]
     shape += [f"{model['n_blocks']} blocks"] if model["n_blocks"] is not None else []
-    shape += [f"context {model['context_length']:,}"] if isinstance(model["context_length"], int) else []
+    shape += [f"context {model['context_length']:,}"] if model["context_length"] is not None else []
     rows.append(["architecture", terminal.printable(", ".join(shape))])
     if model["n_tensors"]:
         types = ", ".join(f"{n} {name}" for name, n in model["tensor_types"].items())
