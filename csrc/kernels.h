@@ -33,7 +33,8 @@ typedef struct redge_kernels {
      * if there is NaN or +Inf. */
     bool (*lane_maxima)(const float * logits, int32_t n, float * maxima);
 
-    /* Ascending indices in [begin, end) of the logits >= floor; returns how many. `picks` holds end - begin. */
+    /* Ascending indices in [begin, end) of the logits >= floor, none of which is NaN; returns how many. `picks` has
+     * room for all. */
     int32_t (*pick)(const float * logits, int32_t begin, int32_t end, float floor, int32_t * picks);
 } redge_kernels;
 

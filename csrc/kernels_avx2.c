@@ -69,13 +69,24 @@ static double chunk_sum(const float * chunk, const redge_exp2 * e) {
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
+static inline unsigned hits_of(const float * logits, __m256 floor_f32x8) {
+    return (unsigned) _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(logits), floor_f32x8, _CMP_GE_OQ));
+}
+
 static int32_t pick(const float * logits, int32_t begin, int32_t end, float floor, int32_t * picks) {
     const __m256 floor_f32x8 = _mm256_set1_ps(floor);
     int32_t n_picks = 0;
     int32_t i = begin;
-    for (; end - i >= 8; i += 8) {
-        const __m256 hits_f32x8 = _mm256_cmp_ps(_mm256_loadu_ps(logits + i), floor_f32x8, _CMP_GE_OQ);
-        unsigned hits = (unsigned) _mm256_movemask_ps(hits_f32x8);
+    for (; end - i >= 32; i += 32) {
+        const float * z = logits + i;
+        const __m256 ab_f32x8 = _mm256_max_ps(_mm256_loadu_ps(z), _mm256_loadu_ps(z + 8));
+        const __m256 cd_f32x8 = _mm256_max_ps(_mm256_loadu_ps(z + 16), _mm256_loadu_ps(z + 24));
+        const __m256 max_f32x8 = _mm256_max_ps(ab_f32x8, cd_f32x8);
+        if (_mm256_movemask_ps(_mm256_cmp_ps(max_f32x8, floor_f32x8, _CMP_GE_OQ)) == 0) {
+            continue; /* nearly always */
+        }
+        unsigned hits = hits_of(z, floor_f32x8) | hits_of(z + 8, floor_f32x8) << 8 |
+                        hits_of(z + 16, floor_f32x8) << 16 | hits_of(z + 24, floor_f32x8) << 24;
         for (; hits != 0; hits &= hits - 1) {
             picks[n_picks++] = i + __builtin_ctz(hits);
         }

@@ -53,12 +53,21 @@ static double chunk_sum(const float * chunk, const redge_exp2 * e) {
     return _mm512_reduce_add_pd(_mm512_add_pd(ab_f64x8, cd_f64x8));
 }
 
+static inline unsigned hits_of(const float * logits, __m512 floor_f32x16) {
+    return _mm512_cmp_ps_mask(_mm512_loadu_ps(logits), floor_f32x16, _CMP_GE_OQ);
+}
+
 static int32_t pick(const float * logits, int32_t begin, int32_t end, float floor, int32_t * picks) {
     const __m512 floor_f32x16 = _mm512_set1_ps(floor);
     int32_t n_picks = 0;
     int32_t i = begin;
-    for (; end - i >= 16; i += 16) {
-        unsigned hits = _mm512_cmp_ps_mask(_mm512_loadu_ps(logits + i), floor_f32x16, _CMP_GE_OQ);
+    for (; end - i >= 32; i += 32) {
+        const float * z = logits + i;
+        const __m512 max_f32x16 = _mm512_max_ps(_mm512_loadu_ps(z), _mm512_loadu_ps(z + 16));
+        if (_mm512_cmp_ps_mask(max_f32x16, floor_f32x16, _CMP_GE_OQ) == 0) {
+            continue; /* nearly always */
+        }
+        unsigned hits = hits_of(z, floor_f32x16) | hits_of(z + 16, floor_f32x16) << 16;
         for (; hits != 0; hits &= hits - 1) {
             picks[n_picks++] = i + __builtin_ctz(hits);
         }

@@ -9,12 +9,14 @@ enum { ROOM = REDGE_MAX_PICKS + REDGE_CHUNK };
 bool redge_selector_init(redge_selector * s, int32_t n_vocab, const int32_t * excluded, int32_t n_excluded) {
     *s = (redge_selector){.n_vocab = n_vocab, .n_excluded = n_excluded, .excluded = excluded};
     s->maxima = malloc((size_t) redge_n_chunks(n_vocab) * REDGE_LANES * sizeof *s->maxima);
+    s->chunk_maxima = malloc((size_t) redge_n_chunks(n_vocab) * sizeof *s->chunk_maxima);
     s->picks = malloc(ROOM * sizeof *s->picks);
-    return s->maxima != NULL && s->picks != NULL;
+    return s->maxima != NULL && s->chunk_maxima != NULL && s->picks != NULL;
 }
 
 void redge_selector_free(redge_selector * s) {
     free(s->maxima);
+    free(s->chunk_maxima);
     free(s->picks);
 }
 
@@ -41,6 +43,15 @@ static void leave_out_of_maxima(redge_selector * s, const float * logits, int32_
     s->maxima[chunk * REDGE_LANES + lane] = max;
 }
 
+static float chunk_maximum(const redge_selector * s, int32_t chunk) {
+    const float * maxima = s->maxima + chunk * REDGE_LANES;
+    float max = maxima[0];
+    for (int32_t lane = 1; lane < REDGE_LANES; ++lane) {
+        max = maxima[lane] > max ? maxima[lane] : max;
+    }
+    return max;
+}
+
 bool redge_selector_read(redge_selector * s, const redge_kernels * kernels, const float * logits) {
     if (!kernels->lane_maxima(logits, s->n_vocab, s->maxima)) {
         return false;
@@ -48,33 +59,18 @@ bool redge_selector_read(redge_selector * s, const redge_kernels * kernels, cons
     for (int32_t i = 0; i < s->n_excluded; ++i) {
         leave_out_of_maxima(s, logits, s->excluded[i]);
     }
+    for (int32_t c = 0; c < redge_n_chunks(s->n_vocab); ++c) {
+        s->chunk_maxima[c] = chunk_maximum(s, c);
+    }
     return true;
 }
 
 float redge_selector_max(const redge_selector * s) {
-    float max[REDGE_LANES];
-    for (int32_t lane = 0; lane < REDGE_LANES; ++lane) {
-        max[lane] = s->maxima[lane];
-    }
+    float max = s->chunk_maxima[0];
     for (int32_t c = 1; c < redge_n_chunks(s->n_vocab); ++c) {
-        const float * maxima = s->maxima + c * REDGE_LANES;
-        for (int32_t lane = 0; lane < REDGE_LANES; ++lane) {
-            max[lane] = maxima[lane] > max[lane] ? maxima[lane] : max[lane];
-        }
+        max = s->chunk_maxima[c] > max ? s->chunk_maxima[c] : max;
     }
-    for (int32_t lane = 1; lane < REDGE_LANES; ++lane) {
-        max[0] = max[lane] > max[0] ? max[lane] : max[0];
-    }
-    return max[0];
-}
-
-static bool chunk_reaches(const redge_selector * s, int32_t chunk, float floor) {
-    const float * maxima = s->maxima + chunk * REDGE_LANES;
-    bool reaches = false;
-    for (int32_t lane = 0; lane < REDGE_LANES; ++lane) {
-        reaches |= maxima[lane] >= floor;
-    }
-    return reaches;
+    return max;
 }
 
 /* Appends the ids of one chunk that reach the floor to the first n picks; returns the new n. */
@@ -95,7 +91,7 @@ static int32_t pick_chunk(redge_selector * s, const redge_kernels * kernels, con
 int32_t redge_selector_at_least(redge_selector * s, const redge_kernels * kernels, const float * logits, float floor) {
     int32_t n = 0;
     for (int32_t c = 0; c < redge_n_chunks(s->n_vocab); ++c) {
-        if (chunk_reaches(s, c, floor)) {
+        if (s->chunk_maxima[c] >= floor) {
             n = pick_chunk(s, kernels, logits, c, floor, n);
             if (n > REDGE_MAX_PICKS) {
                 return -1;
@@ -111,7 +107,7 @@ int32_t redge_selector_argmax(redge_selector * s, const redge_kernels * kernels,
         return -1;
     }
     int32_t chunk = 0;
-    while (!chunk_reaches(s, chunk, max)) {
+    while (s->chunk_maxima[chunk] < max) {
         ++chunk;
     }
     pick_chunk(s, kernels, logits, chunk, max, 0);
@@ -131,22 +127,31 @@ static void sift_down(float * heap, int32_t n, int32_t root) {
     heap[root] = value;
 }
 
-/* The k-th largest lane maximum: at least k logits reach it, so the k largest logits all do. */
-static float kth_lane_maximum(const redge_selector * s, int32_t k) {
+static float kth_largest(const float * values, int32_t n, int32_t k) {
     float heap[REDGE_MAX_TOP_K]; /* the k largest so far, the least of them at the root */
     for (int32_t i = 0; i < k; ++i) {
-        heap[i] = s->maxima[i];
+        heap[i] = values[i];
     }
     for (int32_t i = k / 2 - 1; i >= 0; --i) {
         sift_down(heap, k, i);
     }
-    for (int32_t i = k; i < redge_n_chunks(s->n_vocab) * REDGE_LANES; ++i) {
-        if (s->maxima[i] > heap[0]) {
-            heap[0] = s->maxima[i];
+    for (int32_t i = k; i < n; ++i) {
+        if (values[i] > heap[0]) {
+            heap[0] = values[i];
             sift_down(heap, k, 0);
         }
     }
     return heap[0];
+}
+
+/* A floor that at least k logits reach, so that the k largest all do: the k-th largest maximum, of the chunks if there
+ * are plenty of them, else of their lanes; -Inf if there are not even k lanes. */
+static float floor_of_top_k(const redge_selector * s, int32_t k) {
+    const int32_t n_chunks = redge_n_chunks(s->n_vocab);
+    if (k <= n_chunks / 2) {
+        return kth_largest(s->chunk_maxima, n_chunks, k);
+    }
+    return k <= n_chunks * REDGE_LANES ? kth_largest(s->maxima, n_chunks * REDGE_LANES, k) : -INFINITY;
 }
 
 /* Whole numbers in the order of the floats; the two zeros are one. */
@@ -191,10 +196,10 @@ static bool is_unambiguous(const uint64_t * keys, int32_t n, int32_t k) {
 }
 
 bool redge_selector_top_k(redge_selector * s, const redge_kernels * kernels, const float * logits, int32_t k) {
-    if (k < 1 || k > REDGE_MAX_TOP_K || k > redge_n_chunks(s->n_vocab) * REDGE_LANES) {
+    if (k < 1 || k > REDGE_MAX_TOP_K) {
         return false;
     }
-    const float floor = kth_lane_maximum(s, k);
+    const float floor = floor_of_top_k(s, k);
     if (floor == -INFINITY) {
         return false;
     }

@@ -11,7 +11,8 @@ typedef struct redge_selector {
     int32_t n_excluded;
     const int32_t * excluded; /* token ids that are never selected */
     float * maxima;           /* of the lanes of the logits last read, excluded tokens left out */
-    int32_t * picks;          /* token ids */
+    float * chunk_maxima;
+    int32_t * picks; /* token ids */
 } redge_selector;
 
 /* False if memory is short. `excluded` must outlive the selector. */

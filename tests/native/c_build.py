@@ -29,18 +29,20 @@ def tool(name: str) -> str:
     return found
 
 
-def build(folder: Path, *options: str) -> None:
+def build(folder: Path, *options: str, target: str = "all", llama: bool = True) -> None:
     """Configures and builds the C tests in `folder`, warnings as errors."""
     command = [tool("cmake"), "-S", str(ROOT), "-B", str(folder), f"-DPython_EXECUTABLE={sys.executable}"]
     command += ["-DREFUSAL_EDGE_PYTHON=OFF", "-DREFUSAL_EDGE_BUILD_TESTS=ON", "-DREFUSAL_EDGE_WERROR=ON", *options]
-    if include := llama_include():
+    if llama and (include := llama_include()):
         command += [f"-DREFUSAL_EDGE_LLAMA_INCLUDE={include}", f"-DREFUSAL_EDGE_LLAMA_LIB={PACKAGE / 'lib'}"]
     run(command)
-    run([tool("cmake"), "--build", str(folder), "--parallel", "2"])
+    run([tool("cmake"), "--build", str(folder), "--parallel", "2", "--target", target])
 
 
-def run_ctest(folder: Path) -> str:
-    return run([tool("ctest"), "--test-dir", str(folder), "--output-on-failure"])
+def run_ctest(folder: Path, only: str = ".", verbose: bool = False) -> str:
+    """Runs the tests whose names match `only`; returns what they print."""
+    command = [tool("ctest"), "--test-dir", str(folder), "--output-on-failure", "-R", only, "--no-tests=error"]
+    return run([*command, "-V"] if verbose else command)
 
 
 def run(command: list[str]) -> str:
