@@ -33,8 +33,11 @@ def encode_history(
         InvalidRequestError: text that is not Unicode, a special token in a key, role or choice, a template that fails.
     """
     request = build_request(history, **tools)
-    _check_unicode([request, choices])
-    check_unmarked(request, tokenizer.special_in)
+    try:
+        _check_unicode([request, choices])
+        check_unmarked(request, tokenizer.special_in)
+    except RecursionError:
+        raise InvalidRequestError("messages and tools: nested too deeply") from None
     map_strings(choices, lambda text: _check_choice(text, tokenizer))
     render = HandlerTemplate(handler, choices)
     pieces: Sequence[Piece] | None = segment(render, history, **tools)

@@ -34,7 +34,11 @@ class ParameterGuard:
         """
         self._check_logit_bias(parameters.get("logit_bias"))
         for name in _TEXTS:
-            for text in _strings(parameters.get(name)):
+            try:
+                texts = list(_strings(parameters.get(name)))
+            except RecursionError:
+                raise InvalidRequestError(f"{name}: nested too deeply") from None
+            for text in texts:
                 self._check_text(name, text)
 
     def _check_logit_bias(self, bias: object) -> None:

@@ -6,8 +6,8 @@ rendering must equal the first; then the marks show where each string went.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -115,7 +115,7 @@ class _Marks:
     """
 
     whole: bool
-    nonce: int = field(default_factory=lambda: secrets.randbits(64))
+    nonce: int = field(default_factory=lambda: int.from_bytes(os.urandom(8), "big"))
     count: int = 0
     owners: dict[int, int] = field(default_factory=dict)
 
