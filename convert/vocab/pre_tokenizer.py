@@ -110,7 +110,7 @@ def _regex(step: dict[str, Any]) -> str | None:
 
 
 def _shown(shape: Shape, files: TokenizerFiles) -> str:
-    """The expressions, or all of it where it is not made of expressions."""
-    if shape and all(part[0] in ("split", "bytes") for part in shape):
-        return " then ".join(part[1] for part in shape if part[0] == "split") or "that only maps bytes"
-    return json.dumps(files.tokenizer.get("pre_tokenizer"), ensure_ascii=False)[:600]
+    """The expressions as JSON spells them, or all of it where it is not made of expressions."""
+    only_regexes = shape and all(part[0] in ("split", "bytes") for part in shape)
+    value = [part[1] for part in shape if part[0] == "split"] if only_regexes else files.tokenizer.get("pre_tokenizer")
+    return json.dumps(value, ensure_ascii=False)[:800]
