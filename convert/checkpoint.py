@@ -39,7 +39,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = read_object(folder / "config.json")
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
-        raise FormatError(f"{folder / 'config.json'}: architectures must be a list of one name, got {shown(architectures)}")
+        raise FormatError(
+            f"{folder / 'config.json'}: architectures must be a list of one name, got {shown(architectures)}"
+        )
     _check_kind(config, folder)
     family = find_family(architectures[0])
     warnings = []
@@ -55,7 +57,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def _check_folder(folder: Path) -> None:
     if folder.suffix == ".gguf" and folder.is_file():
-        raise ConversionError(f"{folder} is a GGUF file already; add the control tokens to it with refusal-edge annotate")
+        raise ConversionError(
+            f"{folder} is a GGUF file already; add the control tokens to it with refusal-edge annotate"
+        )
     if not folder.is_dir():
         what = "a file" if folder.exists() else "not there"
         raise ConversionError(f"{folder} is {what}; SRC must be the folder of a Hugging Face checkpoint")
@@ -70,11 +74,15 @@ def _check_kind(config: dict[str, Any], folder: Path) -> None:
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise ConversionError(
-            f"{folder} is quantized already (quantization_config: {shown(method)}); convert the full-precision checkpoint"
+            f"{folder} is quantized (quantization_config: {shown(method)}); convert the full-precision checkpoint"
         )
     for key in EXPERTS:
         if config.get(key):
-            raise ConversionError(f"{folder} is a mixture of experts ({key} {shown(config[key])}), which is out of scope")
+            raise ConversionError(
+                f"{folder} is a mixture of experts ({key} {shown(config[key])}), which is out of scope"
+            )
     for key in OTHER_SENSES:
         if config.get(key):
-            raise ConversionError(f"{folder} is a multimodal model ({key}), which is out of scope; convert a text model")
+            raise ConversionError(
+                f"{folder} is a multimodal model ({key}), which is out of scope; convert a text model"
+            )

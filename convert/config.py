@@ -9,7 +9,6 @@ from refusal_edge.errors import ConversionError, FormatError
 
 from .jsonfile import shown
 
-
 FLOAT32_MAX = 3.4028234663852886e38
 
 

@@ -186,7 +186,9 @@ def _write(
 def _check_written(part: Path, plan: Plan) -> None:
     """Reads the new file's header back, as any other program will."""
     with read_gguf(part) as file:
-        written = [(t.name, t.shape, t.ggml_type, t.offset - file.data_offset, t.n_bytes) for t in file.tensors.values()]
+        written = [
+            (t.name, t.shape, t.ggml_type, t.offset - file.data_offset, t.n_bytes) for t in file.tensors.values()
+        ]
     planned = [(t.name, t.shape[::-1], int(t.type), t.offset, t.n_bytes) for t in plan.tensors]
     if written != planned:
         raise FormatError(f"{part}: reading the file back gave other tensors than were written; please report this")

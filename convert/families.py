@@ -1,10 +1,11 @@
+# ruff: noqa: RUF012 (the tables are class constants, declared as such in Family)
 """The model families that can be converted, one short class each. Adding one touches this file only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gguf import Keys
@@ -12,16 +13,18 @@ from gguf import Keys
 from refusal_edge.errors import ConversionError
 
 from .config import Config
-from .family import ATTENTION, HEAD_NORMS, MLP, NORM, PRE_NORMS, QKV_BIAS, SQUARE_ATTENTION, Family, Module
+from .family import ATTENTION, HEAD_NORMS, MLP, NORM, PRE_NORMS, QKV_BIAS, SQUARE_ATTENTION, Family, Head, Module
 from .gguf_writer import KeyValue
-from .rope import Float32Array, scaling_keys
+from .jsonfile import shown
+from .rope import scaling_keys
+from .rows import Float32Array
 
 
 class Llama(Family):
     """Llama 1 to 3.3, TinyLlama, SmolLM 1 and 2, Zephyr."""
 
     arch = "llama"
-    classes = ("LlamaForCausalLM", "LLaMAForCausalLM")
+    classes: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM", "LLaMAForCausalLM")
     defaults = {"max_position_embeddings": 2048}
     biases = QKV_BIAS | {"self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
     scalings = Family.scalings | {"llama3"}
@@ -139,7 +142,7 @@ class Gemma2(Family):
     activation = ("hidden_activation", ("gelu_pytorch_tanh",))
     norm_shift = 1.0
     tied = True
-    head = "tied"
+    head: ClassVar[Head] = "tied"
     window_period = 2
     layers_of_27b = 46
 
@@ -251,7 +254,7 @@ class Phi3(Family):
         if rope.kind == "default":
             return
         for kind in ("long", "short"):
-            factors = rope.values.get(f"{kind}_factor")
+            factors: Any = rope.values.get(f"{kind}_factor")
             n_factors = self._rotary_dim(config) // 2
             if not _is_list_of_numbers(factors) or len(factors) != n_factors:
                 raise config.broken("rope_scaling", f"an object whose {kind}_factor is a list of {n_factors} numbers")
@@ -302,8 +305,9 @@ def find_family(architecture: str) -> Family:
         if architecture in family.classes:
             return family
     known = ", ".join(family.classes[0] for family in FAMILIES)
-    reason = " (mixtures of experts are out of scope)" if "moe" in architecture.lower() or "Mixtral" in architecture else ""
-    raise ConversionError(f"architecture {architecture!r} is not supported{reason}; supported are {known}")
+    has_experts = "moe" in architecture.lower() or "Mixtral" in architecture
+    reason = " (mixtures of experts are out of scope)" if has_experts else ""
+    raise ConversionError(f"architecture {shown(architecture)} is not supported{reason}; supported are {known}")
 
 
 def _warn_about_window(config: Config) -> Iterator[str]:

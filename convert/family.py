@@ -15,7 +15,10 @@ from gguf import GGUFValueType, Keys
 from .config import Config
 from .gguf_writer import KeyValue
 from .jsonfile import shown
-from .rope import Float32Array, Rope, llama3_factors, read_rope, scaling_keys
+from .rope import Rope, llama3_factors, read_rope, scaling_keys
+from .rows import Float32Array
+
+Head = Literal["optional", "tied", "required"]
 
 
 class Module(NamedTuple):
@@ -78,7 +81,7 @@ class Family:
     """Added to every norm weight; Gemma's norms multiply by 1 + w."""
     tied: ClassVar[bool] = False
     """What a missing `tie_word_embeddings` means."""
-    head: ClassVar[Literal["optional", "tied", "required"]] = "optional"
+    head: ClassVar[Head] = "optional"
     """Whether llama.cpp reads `output.weight`: if it is there, never, or always."""
     always_key_length: ClassVar[bool] = False
 
@@ -129,10 +132,10 @@ class Family:
         if rope.kind == "dynamic":
             yield "rope scaling 'dynamic' is left out; it only acts beyond max_position_embeddings"
         elif rope.kind not in self.scalings:
-            allowed = ", ".join(sorted(self.scalings))
-            raise config.unsupported(f"rope scaling {shown(rope.kind)} is not implemented for {self.arch} ({allowed})")
+            known = ", ".join(sorted(self.scalings))
+            raise config.unsupported(f"rope scaling {shown(rope.kind)} is not implemented for {self.arch} ({known})")
         if not self.partial_rotary and rope.partial_rotary_factor != 1:
-            raise config.unsupported(f"partial_rotary_factor {rope.partial_rotary_factor} is not implemented for {self.arch}")
+            raise config.unsupported(f"a partial_rotary_factor other than 1 is not implemented for {self.arch}")
 
     def keys(self, config: Config, n_vocab: int) -> Iterator[KeyValue]:
         """The `<arch>.*` metadata."""

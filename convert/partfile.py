@@ -49,7 +49,9 @@ def part_file(target: Path, *, force: bool) -> Iterator[tuple[int, Path]]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConversionError(f"{part} is being written by another process; wait for it or choose another name") from None
+            raise ConversionError(
+                f"{part} is being written by another process; wait for it or choose another name"
+            ) from None
         try:
             os.ftruncate(descriptor, 0)
             yield descriptor, part

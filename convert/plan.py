@@ -82,7 +82,7 @@ def make_plan(family: Family, config: Config, sources: Mapping[str, Rows], choos
     Raises:
         ConversionError: a weight is missing, unknown, of the wrong shape or of a dtype that cannot be converted.
     """
-    named = [(f"{name}", ConstantRows(values)) for name, values in family.constants(config)]
+    named: list[tuple[str, Rows]] = [(name, ConstantRows(values)) for name, values in family.constants(config)]
     named += _named_rows(family, config, sources)
     types = choose_types([(name, rows.shape) for name, rows in named])
     tensors, end = [], 0
@@ -136,7 +136,9 @@ def _expected(
     yield FINAL_NORM, _Expected("output_norm.weight", (config.hidden,), "norm")
     if family.head == "tied":
         if not tied and HEAD in sources:
-            raise config.unsupported(f"llama.cpp has no output head of its own for {family.arch}, but this one is not tied")
+            raise config.unsupported(
+                f"llama.cpp has no output head of its own for {family.arch}, but this one is not tied"
+            )
     else:
         yield HEAD, _Expected("output.weight", (n_vocab, config.hidden), "head", required=not tied)
     for i in range(config.n_layers):

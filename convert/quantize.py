@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from gguf import GGML_QUANT_SIZES, quants
+from gguf import GGMLQuantizationType as Type
 
 from refusal_edge.errors import ConversionError
 
 from .rows import Array, Float32Array, to_float32
 
 Bytes = npt.NDArray[np.uint8]
-Type = GGMLQuantizationType
 
 SAME_BYTES = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16}
 
@@ -26,12 +26,12 @@ _ALMOST_HALF = np.nextafter(np.float32(0.5), np.float32(0)).view(np.uint32)
 def row_bytes(n_cols: int, kind: Type) -> int:
     """Size of one row of `n_cols` values; `n_cols` must be whole blocks."""
     block_values, block_bytes = GGML_QUANT_SIZES[kind]
-    return n_cols // block_values * block_bytes
+    return int(n_cols // block_values * block_bytes)
 
 
 def fits(n_cols: int, kind: Type) -> bool:
     """Whether rows of `n_cols` values are whole blocks of `kind`."""
-    return n_cols % GGML_QUANT_SIZES[kind][0] == 0
+    return bool(n_cols % GGML_QUANT_SIZES[kind][0] == 0)
 
 
 def encode(rows: Array, dtype: str, kind: Type) -> Array:
@@ -106,7 +106,8 @@ def _with_gguf(kind: Type) -> Callable[[Float32Array], Array]:
     def encode_blocks(values: Float32Array) -> Array:
         if not np.isfinite(values).all():
             raise ConversionError(_BROKEN)
-        return quants.quantize(values, kind)
+        blocks: Bytes = quants.quantize(values, kind)
+        return blocks
 
     return encode_blocks
 

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gguf import GGUFValueType, Keys, RopeScalingType
 
 from .config import Config, finite
 from .gguf_writer import KeyValue
 from .jsonfile import shown
-
-Float32Array = npt.NDArray[np.float32]
-
+from .rows import Float32Array
 
 YARN_VALUES = {
     *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings"),
@@ -123,17 +120,23 @@ def llama3_factors(rope: Rope, head_dim: int) -> Float32Array:
 
     Low frequencies are slowed down by `factor`, high ones are left alone, with a smooth band between (Llama 3.1).
     """
-    factor, low, high = rope.positive("factor", 8.0), rope.positive("low_freq_factor", 1.0), rope.positive("high_freq_factor", 4.0)
+    factor, low, high = (
+        rope.positive("factor", 8.0),
+        rope.positive("low_freq_factor", 1.0),
+        rope.positive("high_freq_factor", 4.0),
+    )
     pretrained = rope.positive("original_max_position_embeddings", 8192)
     if low >= high:
         raise rope.config.broken("rope_parameters", "an object with low_freq_factor < high_freq_factor")
-    # In float32 throughout, like the converter whose bytes these must equal.
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1) / np.float32(rope.theta) ** exponents
-    wavelengths = np.float32(2 * math.pi) / frequencies
-    turns = np.float32(pretrained) / wavelengths  # full turns within the pretrained context
+    # Float32, operation by operation as in the converter whose bytes these must equal; but for the power, which in
+    # NumPy's float32 varies with the processor. Torch divides by taking the reciprocal first.
+    one, exponents = np.float32(1), np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = one / (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
+    wavelengths = one / frequencies * np.float32(2 * math.pi)
+    turns = one / wavelengths * np.float32(pretrained)  # within the pretrained context
     smooth = (turns - np.float32(low)) / np.float32(high - low)
     with np.errstate(divide="ignore"):
-        blended = np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
-    factors = np.where(turns > high, np.float32(1), np.where(turns < low, np.float32(factor), blended))
-    return factors.astype(np.float32)
+        blended = one / ((one - smooth) / np.float32(factor) + smooth)
+    is_high, is_low = wavelengths < np.float32(pretrained / high), wavelengths > np.float32(pretrained / low)
+    factors: Float32Array = np.where(is_high, one, np.where(is_low, np.float32(factor), blended)).astype(np.float32)
+    return factors

@@ -24,7 +24,7 @@ from .safetensors import StoredTensor
 Array = npt.NDArray[Any]
 Float32Array = npt.NDArray[np.float32]
 
-READABLE = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+READABLE: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 """How a stored dtype looks in NumPy; bfloat16 as its bits."""
 
 
@@ -38,7 +38,9 @@ class OpenFiles:
     def __enter__(self) -> OpenFiles:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
@@ -109,7 +111,7 @@ class InterleavedRows(Rows):
     def read(self, files: OpenFiles, start: int, stop: int) -> Array:
         rows = self.source.read(files, start, stop)
         halves = rows.reshape(-1, 2, self.group // 2, self.n_cols)
-        return halves.swapaxes(1, 2).reshape(rows.shape)
+        return np.reshape(halves.swapaxes(1, 2), rows.shape)
 
 
 class ShiftedRows(Rows):
@@ -120,7 +122,8 @@ class ShiftedRows(Rows):
         self.source, self.shift = source, np.float32(shift)
 
     def read(self, files: OpenFiles, start: int, stop: int) -> Array:
-        return to_float32(self.source.read(files, start, stop), self.source.dtype) + self.shift
+        rows: Float32Array = to_float32(self.source.read(files, start, stop), self.source.dtype) + self.shift
+        return rows
 
 
 def to_float32(rows: Array, dtype: str) -> Float32Array:

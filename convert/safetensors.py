@@ -86,7 +86,9 @@ def _stored_tensor(name: str, entry: Any, path: Path, data_start: int) -> Stored
 
     if not isinstance(entry, dict):
         raise broken(f"expected an object, got {shown(entry)}")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    dtype: Any = entry.get("dtype")
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise broken(f"unknown dtype {shown(dtype)}, allowed are {', '.join(DTYPE_BYTES)}")
     if not _is_list_of_sizes(shape) or len(shape) > MAX_DIMENSIONS:
@@ -112,7 +114,9 @@ def _check_tiling(tensors: Iterable[StoredTensor], data_start: int, file_bytes: 
         end += tensor.n_bytes
     if end != file_bytes:
         kind = "is truncated" if end > file_bytes else "has bytes that no tensor claims"
-        raise FormatError(f"{path}: {kind}: the header describes {end} bytes, the file has {file_bytes}; download it again")
+        raise FormatError(
+            f"{path}: {kind}: the header describes {end} bytes, the file has {file_bytes}; download it again"
+        )
 
 
 def read_weights(folder: Path) -> dict[str, StoredTensor]:
@@ -164,7 +168,9 @@ def _read_unindexed(folder: Path, shards: list[str]) -> dict[str, StoredTensor]:
     expected = [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, min(total, 10_000) + 1)]
     if shards != expected:
         missing = sorted(set(expected) - set(shards)) or sorted(set(shards) - set(expected))
-        raise FormatError(f"{folder}: the shards do not form one set of {total} ({_some(missing)} missing or unexpected)")
+        raise FormatError(
+            f"{folder}: the shards do not form one set of {total} ({_some(missing)} missing or unexpected)"
+        )
     return _merge(read_header(folder / shard) for shard in shards)
 
 
@@ -193,7 +199,9 @@ def _is_plain_file_name(name: Any) -> bool:
 
 def _nothing_to_read(folder: Path) -> str:
     pickles = sorted(
-        entry.name for entry in folder.iterdir() if entry.suffix in (".bin", ".pt", ".pth") and entry.name != "training_args.bin"
+        entry.name
+        for entry in folder.iterdir()
+        if entry.suffix in (".bin", ".pt", ".pth") and entry.name != "training_args.bin"
     )
     if pickles:
         return (

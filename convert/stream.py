@@ -85,7 +85,7 @@ def _write_chunk(descriptor: int, data_start: int, chunk: Chunk, files: OpenFile
         data = encode(rows, tensor.rows.dtype, tensor.type)
     except ConversionError as error:
         raise type(error)(f"{tensor.name}: {error}") from None
-    write_all(descriptor, memoryview(data).cast("B"), data_start + tensor.offset + start * tensor.row_bytes)
+    write_all(descriptor, data.data.cast("B"), data_start + tensor.offset + start * tensor.row_bytes)
     return data.nbytes
 
 

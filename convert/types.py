@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gguf import GGMLQuantizationType, LlamaFileType
+from gguf import GGMLQuantizationType as Type
+from gguf import LlamaFileType
 
 from refusal_edge.errors import ConversionError
 
 from .quantize import fits
 from .rows import Rows
 
-Type = GGMLQuantizationType
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
 
 HEAD_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0")

@@ -21,6 +21,6 @@ def untrained_tokens(sources: Mapping[str, Rows], control: ControlTokens) -> Ite
             distinct = {vector.tobytes() for vector in vectors.values()}
             zero = [token for token, vector in vectors.items() if not vector.any()]
             if zero:
-                yield f"the row of token {zero[0].id} {shown(zero[0].text)} in {name} is all zeros: it was never trained"
+                yield f"the row of token {zero[0].id} {shown(zero[0].text)} in {name} is zero: it was never trained"
             elif len(distinct) < len(vectors):
                 yield f"several control tokens have the same row in {name}: they were never trained"

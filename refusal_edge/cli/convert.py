@@ -21,7 +21,9 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("src", metavar="SRC", type=Path, help="folder with config.json, safetensors and tokenizer files")
+    parser.add_argument(
+        "src", metavar="SRC", type=Path, help="folder with config.json, safetensors and tokenizer files"
+    )
     parser.add_argument("-o", "--output", metavar="OUT.gguf", type=Path, required=True, help="file to write")
     parser.add_argument(
         "--outtype",
@@ -30,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of the matrices: auto (as stored), f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0",
     )
     parser.add_argument("--head", metavar="TYPE", help="type of the output head (default: q8_0 under any 4-bit type)")
-    parser.add_argument("--preset", metavar="NAME", help="control tokens to expect: coconot-5 or single (default: find them)")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="control tokens to expect: coconot-5 or single (default: find them)"
+    )
     parser.add_argument(
         "--token",
         dest="tokens",
@@ -47,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, if it is not recognised")
     parser.add_argument("--name", help="name of the model (default: what the checkpoint says)")
-    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per processor, at most 4)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="worker threads (default: one per processor, at most 4)"
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT.gguf if it exists")
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
