@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,10 +74,10 @@ def pip(python: Path, *arguments: str) -> int:
     return 0
 
 
-def show_progress(lines: Iterator[str] | object) -> Iterator[str]:
+def show_progress(lines: Iterable[str]) -> Iterator[str]:
     start, shown = time.monotonic(), -1.0
     interactive = sys.stderr.isatty()
-    for line in lines:  # type: ignore[attr-defined]
+    for line in lines:
         yield line
         step = STEP.search(line)
         if step is None:
