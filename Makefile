@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.c csrc/*.h refusal_edge/_native/*)
 
-.PHONY: demo test lint format bench clean help
+.PHONY: demo test test-arm64 lint format bench clean help
 
 help:    ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -14,6 +14,9 @@ demo: $(VENV)/.installed    ## install, convert the embedded demo model, ask it 
 
 test: $(VENV)/.installed-test    ## the whole test suite: Python and C
 	$(BIN)/python -m pytest
+
+test-arm64: $(VENV)/.installed-test    ## the C tests on 64-bit Arm under QEMU
+	$(BIN)/python -m pytest -rs tests/native/test_native_c.py -k arm64
 
 lint: $(VENV)/.installed-dev    ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
