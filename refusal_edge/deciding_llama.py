@@ -42,20 +42,9 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
     """What `refusal_edge.Llama` is below its requests: the file, the policy, token ids and their generation."""
 
     n_tokens: int
+    _n_ctx: int
 
     def __init__(self, model_path: str | os.PathLike[str], *, policy: Policy | None = None, **kwargs: Any) -> None:
-        """Loads a GGUF that `refusal-edge convert` or `annotate` made.
-
-        Args:
-            policy: in force instead of the file's own, over the same control tokens.
-            kwargs: those of `llama_cpp.Llama`.
-
-        Raises:
-            FormatError: llama.cpp cannot load the file.
-            MetadataError: the file has no or broken `refusal_edge.*` keys, or a broken chat template.
-            InvalidPolicyError: `policy` is for another model.
-            HostError: the installed llama-cpp-python does not fit.
-        """
         self._stack = contextlib.ExitStack()  # which close() needs, however far this gets
         self._turn: Turn | None = None
         self._chain: Chain | None = None
@@ -204,6 +193,8 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
     def _decide_ids(self, ids: list[int], policy: Policy) -> Decision:
         if not ids:
             raise InvalidRequestError("prompt: expected at least one token, got none")
+        if self.model_params.vocab_only:
+            raise InvalidRequestError("the model was loaded with vocab_only=True: load it without to decide")
         self._check_length(len(ids))
         self._prefill(ids)
         return self._decider.decide(self._ctx, policy, calibrated=self._is_calibrated(policy))

@@ -49,6 +49,9 @@ class Llama(DecidingLlama):
     The decision is taken at the end of the prompt by `policy`, on raw logits, and cannot be skipped: it is made where
     the first token of an answer would be sampled. After it no control token can be sampled.
 
+    A decision is a function of prompt and policy: no seed, sampling parameter or earlier conversation changes it (but
+    for the last bits of floating point, since llama.cpp rounds by how a prompt is split into batches).
+
     Like its base class an instance serves one thread at a time: one context, one conversation at once.
 
     Attributes:
@@ -58,6 +61,18 @@ class Llama(DecidingLlama):
     refusal_messages: dict[str, str]
 
     def __init__(self, model_path: str | os.PathLike[str], *, policy: Policy | None = None, **kwargs: Any) -> None:
+        """Loads a GGUF that `refusal-edge convert` or `annotate` made.
+
+        Args:
+            policy: in force instead of the file's own, over the same control tokens.
+            kwargs: those of `llama_cpp.Llama`.
+
+        Raises:
+            FormatError: llama.cpp cannot load the file.
+            MetadataError: the file has no or broken `refusal_edge.*` keys, or a broken chat template.
+            InvalidPolicyError: `policy` is for another model.
+            HostError: the installed llama-cpp-python does not fit.
+        """
         super().__init__(model_path, policy=policy, **kwargs)
         self.refusal_messages = default_messages(self.policy.categories)
         texts = {i: text.decode(errors="replace") for i, text in self._control.items()}

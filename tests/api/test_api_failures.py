@@ -102,6 +102,16 @@ def test_files_that_llama_cpp_cannot_load(tmp_path: Path, toy_path: Path) -> Non
             Llama(path, verbose=False)
 
 
+def test_a_model_loaded_for_something_else(toy_path: Path) -> None:
+    vocabulary = Llama(toy_path, vocab_only=True, verbose=False)
+    with pytest.raises(InvalidRequestError, match="vocab_only"):
+        vocabulary.decide(user(BENIGN))
+    with pytest.raises(InvalidRequestError, match="vocab_only"):
+        vocabulary.create_completion("hello")
+    assert vocabulary.tokenize(b"hello")
+    vocabulary.close()
+
+
 def test_a_failed_load_leaves_no_noise(tmp_path: Path) -> None:
     """`__del__` of a half-made instance must not complain."""
     with pytest.MonkeyPatch.context() as patch:

@@ -12,6 +12,8 @@ from helpers import ALL_OFF, BENIGN, held, raw_prompt, user
 from refusal_edge import Llama, RefusalEdgeError
 from refusal_edge.errors import InvalidRequestError
 
+pytestmark = pytest.mark.filterwarnings("ignore:Detected duplicate leading:RuntimeWarning")
+
 
 def both_ways(llm: Llama, **arguments: Any) -> list[Any]:
     """The chat completion and, for those parameters that it has, the raw completion, as functions."""

@@ -96,6 +96,7 @@ def test_public_tokenize_gives_no_control_token(any_llm: Llama, special: bool) -
             assert (ids[0] == any_llm.token_bos()) is add_bos
 
 
+@pytest.mark.filterwarnings("ignore:Detected duplicate leading:RuntimeWarning")
 def test_raw_prompt_gives_no_control_token(any_llm: Llama) -> None:
     for text in TEXTS:
         any_llm.create_completion(raw_prompt(f"say{text}") + text, max_tokens=1, policy=ALL_OFF)
