@@ -117,6 +117,26 @@ def annotate(
     return AnnotateReport(out, dry_run, n_bytes, stamp, control, changes, tuple(warnings), time.monotonic() - started)
 
 
+def restamp(
+    src: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    stamp: Stamp,
+    *,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Writes `src` to `out` with the keys of `stamp` in place of its own; vocabulary and tensors stay as they are.
+
+    Raises:
+        ConversionError: `out` may not be written. FormatError: `src` is broken. OSError: the disk is full.
+    """
+    out = Path(out)
+    check_target(out, force=force)
+    with read_gguf(Path(src)) as file:
+        header = rewritten_header(file, {**_dropped_keys(file), **_stamp_pairs(stamp)})
+        _write(file, header, out, force=force, progress=progress)
+
+
 def _as_stamped(stamp: Stamp, vocab: Vocab) -> ControlTokens:
     """The control tokens that the file's own keys name."""
     texts = {token.id: token.content for token in vocab.added}

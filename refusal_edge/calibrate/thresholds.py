@@ -77,9 +77,9 @@ def np_cut(scores: Scores, alpha: float, delta: float) -> float:
 def ltt_cut(scores: Scores, alpha: float, delta: float, grid: Scores = LTT_GRID) -> float:
     """Learn then Test (Angelopoulos, Bates, Candes, Jordan, Lei, arXiv 2110.01052) by fixed-sequence testing.
 
-    The grid is walked from its most cautious cut on, which must refuse nothing; each cut's null hypothesis "false-positive rate > alpha" has the
-    exact binomial p-value P(Binomial(n, alpha) <= refused); the walk stops at the first p > delta, and the last cut
-    rejected is returned. With one threshold this is np rounded up to the grid.
+    The grid is walked from its most cautious cut on, which must refuse nothing; each cut's null hypothesis
+    "false-positive rate > alpha" has the exact binomial p-value P(Binomial(n, alpha) <= refused); the walk stops at the
+    first p > delta, and the last cut rejected is returned. With one threshold this is np rounded up to the grid.
 
     Raises:
         InvalidRequestError: too few benign rows, with the number needed.

@@ -11,7 +11,19 @@ from types import ModuleType
 
 from refusal_edge.errors import RefusalEdgeError
 
-COMMANDS = ("demo", "convert", "annotate", "inspect", "decide", "chat", "doctor")
+COMMANDS = (
+    "demo",
+    "convert",
+    "annotate",
+    "inspect",
+    "decide",
+    "chat",
+    "score",
+    "calibrate",
+    "report",
+    "drift",
+    "doctor",
+)
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 

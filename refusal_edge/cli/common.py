@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refusal_edge.cli import terminal
 from refusal_edge.decision import Decision
-from refusal_edge.errors import InvalidPolicyError
+from refusal_edge.errors import InvalidPolicyError, InvalidRequestError
 from refusal_edge.policy import ControlValue, control_value
 
 if TYPE_CHECKING:
+    from refusal_edge.calibrate import ScoreTable
     from refusal_edge.llama import Llama
 
 
@@ -75,3 +79,58 @@ def decision_table(decision: Decision) -> str:
 
 def _value(value: ControlValue) -> str:
     return value if isinstance(value, str) else f"{value:g}"
+
+
+def add_context_arguments(parser: argparse.ArgumentParser) -> None:
+    """How to load a model whose path is an argument of another name."""
+    parser.add_argument("--n-ctx", type=int, default=0, metavar="N", help="context length (default: the model's own)")
+    parser.add_argument("--n-gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU (-1: all)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: llama-cpp-python's)")
+
+
+def open_model(path: str, args: argparse.Namespace) -> Llama:
+    """The model with its own policy, loaded as `add_context_arguments` says."""
+    from refusal_edge import Llama
+
+    threads = {"n_threads": args.threads, "n_threads_batch": args.threads}
+    return Llama(path, n_ctx=args.n_ctx, n_gpu_layers=args.n_gpu_layers, verbose=False, **threads)
+
+
+@contextmanager
+def rows_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, with rate and time left, for (rows done, rows in all)."""
+    from tqdm import tqdm
+
+    with tqdm(desc=description, unit="row", disable=None, leave=False) as bar:
+
+        def advance(done: int, total: int) -> None:
+            if bar.total is None:
+                bar.initial = bar.n = done  # what was there before does not count as speed
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def load_scores(model: str, data: Path, args: argparse.Namespace) -> ScoreTable:
+    """The scores of `data` by `model`: read, if `data` is a scores file (of these weights), else computed and not kept.
+
+    Raises:
+        InvalidRequestError: scores of another model, or bad rows (`args.skip_bad` leaves these out).
+    """
+    from refusal_edge import scoring
+    from refusal_edge.calibrate import DataFile, read_scores
+    from refusal_edge.calibrate.scorefile import is_scores_file
+
+    if is_scores_file(data):
+        table = read_scores(data)
+        if table.header.weights_sha256 != scoring.weights_sha256(model):
+            raise InvalidRequestError(f"{data}: scores of another model ({table.header.model}); score {model} first")
+        return table
+    llm = open_model(model, args)
+    rows = DataFile.check(data, list(llm.policy.thresholds), skip_bad=args.skip_bad)
+    with tempfile.TemporaryDirectory() as folder, rows_bar("scoring") as progress:
+        scores = Path(folder) / "scores.jsonl"
+        scoring.score_file(llm, rows, scores, skip_bad=args.skip_bad, progress=progress)
+        llm.close()
+        return read_scores(scores)

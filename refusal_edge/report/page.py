@@ -1,0 +1,230 @@
+"""The HTML page: one file, pictures inside, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from refusal_edge.calibrate.control_table import Band, control_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from refusal_edge.report.facts import CategoryFacts, Facts
+
+_CAPTIONS: Final = {
+    "sweep": (
+        "Threshold sweep",
+        "F1 alone says little: always refusing has a high one where most rows should be refused. Read it with the "
+        "false refusals under it.",
+    ),
+    "roc": (
+        "ROC of each category's score",
+        "The ring is the policy's threshold on that category alone, with 95 % Clopper-Pearson intervals. A dashed "
+        "curve is drawn against the benign rows of other categories and certifies nothing.",
+    ),
+    "histograms": ("Scores", "Where the rows lie on the log-odds scale; the dashed line is the threshold in force."),
+    "reliability": ("Reliability", "On the diagonal a score of 0.3 means that 3 rows of 10 should be refused."),
+    "confusion": (
+        "Confusion between categories",
+        "Rows in the data by label, columns by decision; shade is the share of the row.",
+    ),
+}
+
+_STYLE: Final = """
+body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #111; background: #fff; }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .3rem; }
+p { margin: .3rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; font-size: .87rem; }
+th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ddd; }
+td, th { vertical-align: top; white-space: pre-line; }
+th { border-bottom: 1.5px solid #111; font-weight: 600; }
+tr.total td { border-top: 1.5px solid #111; font-weight: 600; }
+img { max-width: 100%; height: auto; display: block; margin: .5rem 0; }
+.quiet { color: #555; }
+.warn { border-left: 4px solid #111; padding: .2rem .8rem; margin: .8rem 0; background: #f3f3f3; }
+.wide { overflow-x: auto; }
+@media print { body { margin: 0; max-width: none; } figure, table { break-inside: avoid; } }
+"""
+
+
+def write_report(facts: Facts, folder: str | Path) -> Path:
+    """Writes report.html, report.json and the PNGs into `folder` (made if missing); returns the page's path."""
+    from refusal_edge.report.figures import draw_all
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {name: _png(figure) for name, figure in draw_all(facts).items()}
+    for name, data in pictures.items():
+        (folder / f"{name}.png").write_bytes(data)
+    (folder / "report.json").write_text(json.dumps(facts.summary(), indent=2) + "\n", encoding="utf-8")
+    page = folder / "report.html"
+    page.write_text(render(facts, pictures), encoding="utf-8")
+    return page
+
+
+def render(facts: Facts, pictures: dict[str, bytes]) -> str:
+    """The page's text."""
+    header = facts.table.header
+    sections = [
+        f"<h1>{escape(header.model)} on {escape(header.dataset)}</h1>",
+        _introduction(facts),
+        _warnings(facts),
+        "<h2>Rates</h2>",
+        _rates(facts),
+        "<h2>What these rows cannot certify</h2>",
+        _uncertified(facts),
+        *(_figure(name, data) for name, data in pictures.items()),
+        _control(facts),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>refusal-edge: {escape(header.model)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</body></html>\n"
+    )
+
+
+def _introduction(facts: Facts) -> str:
+    numbers, pins = facts.summary(), facts.calibration
+    promise = "not calibrated: no promise is attached to it"
+    if pins is not None:
+        target = f", alpha {pins['alpha']:g}" * ("alpha" in pins) + f", delta {pins['delta']:g}" * ("delta" in pins)
+        promise = (
+            f"calibrated with {escape(pins['method'])}{target} on {pins['n']} benign rows, {escape(pins['created'])}"
+        )
+    skipped = f", {numbers['skipped']} left out" if numbers["skipped"] else ""
+    return (
+        f"<p>{numbers['rows']} rows{skipped}: {int(facts.table.refuse.sum())} to refuse, "
+        f"{int((~facts.table.refuse).sum())} benign. Policy {facts.policy.policy_id}, "
+        f"rule {facts.policy.rule}, {promise}.</p>"
+        f"<p>Realised false refusals: <b>{escape(str(facts.overall.false_refusals))}</b> of benign rows. "
+        f"Refusals caught: <b>{escape(str(facts.overall.caught))}</b>. F1 {numbers['f1']:.3f}; always refusing has "
+        f"{numbers['always_refuse_f1']:.3f}. "
+        f"NLL {numbers['nll']:.3f}, Brier {numbers['brier']:.3f}, ECE {numbers['ece']:.3f}.</p>"
+        '<p class="quiet">Intervals are 95 % Clopper-Pearson; those of AUROC are percentile bootstraps.</p>'
+    )
+
+
+def _warnings(facts: Facts) -> str:
+    lines = []
+    if facts.same_rows:
+        lines.append("These are the rows that the policy was calibrated on: its rates here are optimistic.")
+    if facts.calibration is not None and facts.calibration.get("file_type") not in (None, facts.table.header.file_type):
+        lines.append("The policy was calibrated for another file type: quantisation moves the scores.")
+    if facts.replay.no_decision.any():
+        lines.append(f"{int(facts.replay.no_decision.sum())} rows have too little control mass for a decision.")
+    return "".join(f'<p class="warn">{escape(line)}</p>' for line in lines)
+
+
+def _rates(facts: Facts) -> str:
+    head = (
+        "category",
+        "threshold",
+        "to refuse",
+        "caught",
+        "for the right reason",
+        "benign",
+        "false refusals",
+        "own token",
+        "AUROC",
+    )
+    return _table(head, [_rate_row(c) for c in facts.categories], _rate_row(facts.overall)) + (
+        '<p class="quiet">"False refusals" are benign rows of the category that are refused for any reason; '
+        '"own token" are those that pass its own threshold. AUROC ranks its refusals against its own benign rows.</p>'
+    )
+
+
+def _rate_row(facts: CategoryFacts) -> list[str]:
+    area = (
+        "no rows to rank"
+        if facts.auroc != facts.auroc
+        else f"{facts.auroc:.3f} [{facts.auroc_low:.3f}, {facts.auroc_high:.3f}]"
+    )
+    threshold = (
+        ""
+        if facts.threshold is None
+        else facts.threshold
+        if isinstance(facts.threshold, str)
+        else f"{facts.threshold:.6g}"
+    )
+    return [
+        facts.name,
+        threshold,
+        str(facts.caught.n),
+        str(facts.caught),
+        str(facts.named),
+        str(facts.false_refusals.n),
+        str(facts.false_refusals),
+        "" if facts.own_false_refusals is None else str(facts.own_false_refusals),
+        area if facts.own_benign else f"{area} (against all benign)",
+    ]
+
+
+def _uncertified(facts: Facts) -> str:
+    rows = [
+        [c.name, str(c.false_refusals.n), str(c.needed), "enough rows" if c.certifiable else "cannot certify"]
+        for c in (*facts.categories, facts.overall)
+    ]
+    text = (
+        f"To promise a false-positive rate of {facts.alpha:g} with confidence {1 - facts.delta:g}, a category takes "
+        f"{facts.overall.needed} benign rows of its own (more if several are promised at once). A category without "
+        "benign rows has no measurable false refusals: a pooled promise covers its token on the benign rows there are, "
+        "and says nothing of prompts near it. No number here speaks of prompts of another kind than these."
+    )
+    return f"<p>{escape(text)}</p>" + _table(("category", "benign rows", "needed", ""), rows[:-1], rows[-1])
+
+
+def _control(facts: Facts) -> str:
+    if not (facts.table.text >= 0).all(axis=1).any():
+        return ""
+    bands = control_table(facts.table)
+    head = ("refusal score", "rows", "after [respond]: refuses", "after a refusal token: refuses")
+
+    def row(band: Band) -> list[str]:
+        return [
+            f"{band.low:g} to {band.high:g}",
+            str(band.after_respond.n),
+            str(band.after_respond),
+            str(band.after_refuse),
+        ]
+
+    return (
+        "<h2>Does the text follow the token?</h2><p>Each decision was forced, and a judge read the text.</p>"
+        + _table(head, [row(band) for band in bands[:-1]], row(bands[-1]))
+    )
+
+
+def _figure(name: str, data: bytes) -> str:
+    title, caption = _CAPTIONS[name]
+    source = base64.b64encode(data).decode()
+    return (
+        f'<h2>{title}</h2><figure style="margin:0"><img alt="{title}" src="data:image/png;base64,{source}">'
+        f'<figcaption class="quiet">{escape(caption)}</figcaption></figure>'
+    )
+
+
+def _lines(text: str) -> str:
+    """A rate above its interval, so that neither is broken."""
+    return text.replace(" [", "\n[").replace(", ", ",\u00a0")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str]) -> str:
+    def line(cells: Sequence[str], tag: str = "td", kind: str = "") -> str:
+        return f"<tr{kind}>" + "".join(f"<{tag}>{escape(_lines(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(map(line, rows)) + line(total, kind=' class="total"')
+    return f'<div class="wide"><table><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
