@@ -14,7 +14,8 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from refusal_edge import host
+from refusal_edge import _native, host
+from refusal_edge.boundaries import Boundaries
 from refusal_edge.decision import Decision
 from refusal_edge.errors import (
     FormatError,
@@ -28,7 +29,7 @@ from refusal_edge.keys import Stamp
 from refusal_edge.pins import broken_pins
 from refusal_edge.policy import Policy
 from refusal_edge.prompt import PromptTokenizer
-from refusal_edge.sampling import Chain, check_grammar, decision_chain, guarded
+from refusal_edge.sampling import Chain, check_grammar, decision_chain, guarded, last_logits
 from refusal_edge.turn import Turn
 from refusal_edge.upstream import arguments_of
 from refusal_edge.vocabulary import prompt_tokenizer, token_texts
@@ -84,6 +85,7 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         self._control = token_texts(self._model.vocab, self._trained.control_token_ids)
         self._decider = decision_chain(self._trained, self._n_vocab)
         self._stack.callback(self._decider.close)
+        self._boundaries = Boundaries()
         self._pins_hold = stamp.calibration is not None
         if stamp.calibration and (broken := broken_pins(stamp.calibration, self.metadata)):
             self._pins_hold = False
@@ -196,8 +198,13 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         if self.model_params.vocab_only:
             raise InvalidRequestError("the model was loaded with vocab_only=True: load it without to decide")
         self._check_length(len(ids))
+        calibrated = self._is_calibrated(policy)
+        if (logits := self._boundaries.get(ids)) is not None:
+            return _native.decide(logits, policy, calibrated=calibrated)
         self._prefill(ids)
-        return self._decider.decide(self._ctx, policy, calibrated=self._is_calibrated(policy))
+        decision = self._decider.decide(self._ctx, policy, calibrated=calibrated)
+        self._boundaries.put(ids, last_logits(self._ctx, self._n_vocab))
+        return decision
 
     def _is_calibrated(self, policy: Policy) -> bool:
         return self._pins_hold and policy.policy_id == self._trained.policy_id

@@ -6,6 +6,8 @@ import ctypes
 from typing import Any
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 from llama_cpp import _internals
 
 from refusal_edge import _native
@@ -82,6 +84,11 @@ def guarded(chain: _internals.LlamaSampler, policy: Policy, n_vocab: int) -> Cha
     guard = Chain(policy, n_vocab, "guard")
     guard.adopt(chain)
     return guard
+
+
+def last_logits(ctx: _internals.LlamaContext, n_vocab: int) -> npt.NDArray[np.float32]:
+    """The last row of logits, shape (n_vocab,): llama.cpp's own memory, valid until the next decode."""
+    return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(ctx.ctx, -1), (n_vocab,))
 
 
 def check_grammar(vocab: Any, grammar: Any) -> None:

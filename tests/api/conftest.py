@@ -34,6 +34,13 @@ def llm(toy_path: Path) -> Iterator[Llama]:
     model.close()
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(request: pytest.FixtureRequest) -> None:
+    """A model that several tests share decides each one's prompts anew."""
+    for name in {"llm", "any_llm"} & set(request.fixturenames):
+        request.getfixturevalue(name)._boundaries.clear()
+
+
 @pytest.fixture(scope="module", params=["sealed", "control", "user"])
 def any_llm(make_toy: MakeToy, request: pytest.FixtureRequest) -> Iterator[Llama]:
     """The toy with its control tokens typed in each of the three ways."""
