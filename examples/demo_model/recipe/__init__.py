@@ -1,0 +1,1 @@
+"""The parts of the demo model's training: tokenizer, corpus, network, optimiser, checkpoint, evaluation."""
