@@ -14,8 +14,8 @@ typedef struct redge_exp2 {
     float negligible; /* logits below it add less than 1e-8 to any sum, even 2^20 of them */
 } redge_exp2;
 
-/* False where float is too coarse, the offset's last place must be well below 1, or overflows: those logits and temperatures
- * go to the serial scan. */
+/* False where float is too coarse, the offset's last place must be well below 1, or overflows: those logits and
+ * temperatures go to the serial scan. */
 static inline bool redge_exp2_for(float max, double temperature, redge_exp2 * e) {
     const double scale = 1.4426950408889634 / temperature;
     if (!(scale >= 0x1p-20 && scale <= 0x1p10) || !(fabs(max * scale) < 0x1p20)) {

@@ -39,6 +39,19 @@ bool redge_is_bound(void) {
     return redge_host.size != 0;
 }
 
+bool redge_host_has_graphs(void) {
+    const redge_host_api * api = &redge_host;
+    return api->ggml_init && api->ggml_free && api->ggml_tensor_overhead && api->ggml_graph_overhead_custom &&
+           api->ggml_new_graph_custom && api->ggml_graph_n_nodes && api->ggml_graph_node &&
+           api->ggml_build_forward_expand && api->ggml_new_tensor_1d && api->ggml_nelements && api->ggml_set_name &&
+           api->ggml_set_input && api->ggml_cpy && api->ggml_backend_alloc_ctx_tensors_from_buft &&
+           api->ggml_backend_buffer_free && api->ggml_view_1d && api->ggml_reshape_1d && api->ggml_reshape_2d &&
+           api->ggml_get_rows && api->ggml_set_rows && api->ggml_soft_max && api->ggml_argmax && api->ggml_step &&
+           api->ggml_sum && api->ggml_add && api->ggml_sub && api->ggml_mul && api->ggml_scale_bias &&
+           api->ggml_clamp && api->ggml_backend_tensor_set && api->ggml_backend_tensor_get &&
+           api->ggml_backend_buft_get_device && api->ggml_backend_dev_supports_op;
+}
+
 redge_kind redge_host_kind(const struct llama_sampler * smpl) {
     for (redge_kind kind = REDGE_KIND_EMPTY; kind <= REDGE_KIND_MIN_P; ++kind) {
         if (smpl->iface == interfaces[kind]) {

@@ -7,6 +7,9 @@
 /* Valid only after redge_bind succeeded, which every maker of a sampler checks. */
 extern redge_host_api redge_host;
 
+/* Whether the table has all that a graph of ours needs. */
+bool redge_host_has_graphs(void);
+
 /* llama.cpp's own samplers that the fast front knows, told apart by the address of their interface: a name could be
  * anybody's. */
 typedef enum redge_kind {

@@ -44,6 +44,7 @@ typedef enum redge_status {
     REDGE_ERR_NOT_OURS,  /* not a sampler of this library, or a chain that holds none */
     REDGE_ERR_NOT_DECIDED,   /* the sampler was never applied, or a token other than the decided one was accepted */
     REDGE_ERR_TOKEN_CHANGED, /* the control tokens of a live sampler cannot change */
+    REDGE_ERR_BACKEND_RULE,  /* the rule paper-category for a sampler that runs on a backend */
     REDGE_ERR_NO_OUTPUT,     /* the context has no logits at this output index */
     REDGE_ERR_NO_CANDIDATE,  /* the chain selected no token, or only one that is masked (-Inf) */
     REDGE_ERR_ISA,           /* unknown instruction set, or one that this machine cannot run */

@@ -60,32 +60,58 @@ static redge_status selected_token(const llama_token_data_array * cur_p, int32_t
     return REDGE_OK;
 }
 
+/* What llama_sampler_apply does to a chain, except that no sampler is left out: a chain once attached to a context
+ * skips its backend samplers, on the CPU's logits too. */
+static void apply_all(struct llama_sampler * chain, llama_token_data_array * cur_p) {
+    if (redge_host.llama_sampler_chain_get(chain, -1) == NULL) {
+        redge_host.llama_sampler_apply(chain, cur_p);
+        return;
+    }
+    const int32_t n = redge_host.llama_sampler_chain_n(chain);
+    for (int32_t i = 0; i < n; ++i) {
+        struct llama_sampler * smpl = redge_host.llama_sampler_chain_get(chain, i);
+        if (smpl->iface->apply != NULL) {
+            redge_host.llama_sampler_apply(smpl, cur_p);
+        }
+    }
+}
+
+static redge_status sample_on_cpu(struct llama_sampler * chain, redge_sampler * s, const output_row * row,
+                                  int32_t * token) {
+    const bool decides = s->phase == REDGE_PHASE_DECIDE;
+    llama_token_data_array cur_p;
+    if (!is_head_of(chain, s) || !redge_fast_apply(chain, s, row->logits, &cur_p)) {
+        load_candidates(s, row, &cur_p);
+        apply_all(chain, &cur_p);
+    }
+    return decides && s->status != REDGE_OK ? s->status : selected_token(&cur_p, token);
+}
+
+/* The graph has gone part of the chain's way, us included, and the CPU goes the rest. */
+static redge_status sample_leftovers(struct llama_sampler * chain, redge_sampler * s, const output_row * row,
+                                     int32_t * token) {
+    llama_token_data_array cur_p;
+    load_candidates(s, row, &cur_p);
+    redge_host.llama_sampler_apply(chain, &cur_p);
+    return selected_token(&cur_p, token);
+}
+
 static redge_status sample(struct llama_sampler * chain, redge_sampler * s, struct llama_context * ctx, int32_t idx,
                            int32_t * token) {
     if (vocab_size(ctx) != s->options.n_vocab) {
         return REDGE_ERR_N_VOCAB;
     }
-    const int32_t backend_token = redge_host.llama_get_sampled_token_ith(ctx, idx);
-    if (backend_token >= 0) {
-        *token = backend_token;
-        return s->phase == REDGE_PHASE_DECIDE ? REDGE_ERR_NOT_DECIDED : REDGE_OK;
-    }
-    const bool decides = s->phase == REDGE_PHASE_DECIDE;
+    *token = redge_host.llama_get_sampled_token_ith(ctx, idx);
     output_row row;
-    const redge_status status = read_row(s, ctx, idx, &row);
+    redge_status status = *token >= 0 ? REDGE_OK : read_row(s, ctx, idx, &row);
     if (status != REDGE_OK) {
         return status;
     }
-    llama_token_data_array cur_p;
-    const bool raw = row.probs == NULL && row.ids == NULL;
-    if (!(raw && is_head_of(chain, s) && redge_fast_apply(chain, s, row.logits, &cur_p))) {
-        load_candidates(s, &row, &cur_p);
-        redge_host.llama_sampler_apply(chain, &cur_p);
+    if (*token < 0 && row.probs == NULL && row.ids == NULL) {
+        return sample_on_cpu(chain, s, &row, token);
     }
-    if (decides && s->status != REDGE_OK) {
-        return s->status;
-    }
-    return selected_token(&cur_p, token);
+    status = redge_sampler_check_backend(s);
+    return status != REDGE_OK || *token >= 0 ? status : sample_leftovers(chain, s, &row, token);
 }
 
 int32_t redge_sampler_sample(struct llama_sampler * chain, struct llama_context * ctx, int32_t idx,

@@ -94,15 +94,33 @@ static void decide(redge_sampler * s, llama_token_data_array * cur_p) {
     }
 }
 
+/* A graph that ran has decided, and left its report. */
+static void take_decision_of_backend(redge_sampler * s) {
+    if (s->backend.ran && s->phase == REDGE_PHASE_DECIDE) {
+        s->applied = true;
+        s->status = redge_report_read(&s->backend.report, &s->policy, &s->decision);
+    }
+    s->backend.ran = false;
+}
+
+redge_status redge_sampler_check_backend(redge_sampler * s) {
+    if (!s->backend.ran) {
+        return REDGE_ERR_NOT_DECIDED;
+    }
+    redge_decision ignored;
+    return s->phase == REDGE_PHASE_DECIDE ? redge_report_read(&s->backend.report, &s->policy, &ignored) : REDGE_OK;
+}
+
 /* ---- llama_sampler_i ----------------------------------------------------------------- */
 
 static const char * redge_sampler_name(const struct llama_sampler * smpl) {
-    (void) smpl;
-    return "refusal-edge";
+    const redge_backend * backend = &redge_sampler_of(smpl)->backend;
+    return !backend->is_init ? "refusal-edge" : backend->supported ? "+refusal-edge" : "-refusal-edge";
 }
 
 static void redge_sampler_accept(struct llama_sampler * smpl, int32_t token) {
     redge_sampler * s = redge_sampler_of(smpl);
+    take_decision_of_backend(s);
     if (s->phase != REDGE_PHASE_DECIDE || !s->applied) {
         return; /* the prompt, which hosts may accept before they sample */
     }
@@ -126,12 +144,14 @@ static void redge_sampler_reset(struct llama_sampler * smpl) {
     redge_sampler * s = redge_sampler_of(smpl);
     s->phase = s->options.phase;
     s->applied = false;
+    s->backend.ran = false;
     s->status = REDGE_ERR_NOT_DECIDED;
     memset(&s->decision, 0, sizeof s->decision);
 }
 
 static void destroy(redge_sampler * s) {
     if (s != NULL) {
+        redge_report_free(&s->backend.report);
         redge_selector_free(&s->selector);
         free(s->logits);
         free(s->candidates);
@@ -188,6 +208,43 @@ static void redge_sampler_copy_state(const struct llama_sampler * src, struct ll
     copy(redge_sampler_of(src), redge_sampler_of(dst));
 }
 
+static bool redge_sampler_backend_init(struct llama_sampler * smpl, struct ggml_backend_buffer_type * buft,
+                                       uint32_t n_outputs_max_per_seq) {
+    redge_sampler * s = redge_sampler_of(smpl);
+    const int32_t n_control = (int32_t) s->policy.n_categories + 1;
+    redge_report * report = &s->backend.report;
+    redge_report_free(report);
+    s->backend.is_init = true;
+    s->backend.supported =
+        redge_host_has_graphs() && n_outputs_max_per_seq <= 1 && redge_backend_can_run(s->policy.rule) &&
+        redge_report_init(report, buft) &&
+        redge_graph_is_supported(redge_host.ggml_backend_buft_get_device(buft), report, s->options.n_vocab, n_control);
+    return s->backend.supported;
+}
+
+static void redge_sampler_backend_apply(struct llama_sampler * smpl, struct ggml_context * ctx, struct ggml_cgraph * gf,
+                                        struct llama_sampler_data * data) {
+    (void) gf;
+    redge_sampler * s = redge_sampler_of(smpl);
+    const int32_t n_control = (int32_t) s->policy.n_categories + 1;
+    if (data->candidates ==
+        NULL) { /* else we are not at the head, and token ids are no indices: every use is an error */
+        redge_graph_build(&s->backend.graph, &s->backend.report, ctx, n_control, &data->logits);
+    }
+}
+
+static void redge_sampler_backend_set_input(struct llama_sampler * smpl) {
+    redge_sampler * s = redge_sampler_of(smpl);
+    if (s->backend.graph.ids != NULL) {
+        redge_graph_set_inputs(&s->backend.graph, &s->policy, s->phase);
+        s->backend.ran = true;
+    }
+}
+
+static void redge_sampler_backend_reset(struct llama_sampler * smpl) {
+    redge_sampler_of(smpl)->backend.graph = (redge_graph){0};
+}
+
 static struct llama_sampler_i redge_sampler_i = {
     /* .name              = */ redge_sampler_name,
     /* .accept            = */ redge_sampler_accept,
@@ -195,11 +252,11 @@ static struct llama_sampler_i redge_sampler_i = {
     /* .reset             = */ redge_sampler_reset,
     /* .clone             = */ redge_sampler_clone,
     /* .free              = */ redge_sampler_free,
-    /* .backend_init      = */ NULL,
+    /* .backend_init      = */ redge_sampler_backend_init,
     /* .backend_accept    = */ NULL,
-    /* .backend_apply     = */ NULL,
-    /* .backend_set_input = */ NULL,
-    /* .backend_reset     = */ NULL,
+    /* .backend_apply     = */ redge_sampler_backend_apply,
+    /* .backend_set_input = */ redge_sampler_backend_set_input,
+    /* .backend_reset     = */ redge_sampler_backend_reset,
     /* .copy_state        = */ redge_sampler_copy_state,
 };
 
@@ -212,124 +269,15 @@ static struct llama_sampler * wrap(redge_sampler * s) {
     return smpl;
 }
 
-/* ---- the public functions ------------------------------------------------------------ */
-
-static redge_status check(const redge_policy * policy, const redge_sampler_options * options) {
-    if (!redge_is_bound()) {
-        return REDGE_ERR_NOT_BOUND;
-    }
-    if (policy == NULL || options == NULL) {
-        return REDGE_ERR_NULL;
-    }
-    if (options->n_vocab <= 0) {
-        return REDGE_ERR_N_VOCAB;
-    }
-    if (options->phase != REDGE_PHASE_DECIDE && options->phase != REDGE_PHASE_GUARD) {
-        return REDGE_ERR_RULE;
-    }
-    return redge_policy_validate(policy, options->n_vocab);
-}
-
-static struct llama_sampler * make(const redge_policy * policy, const redge_sampler_options * options,
-                                   redge_status * status) {
-    *status = check(policy, options);
-    if (*status != REDGE_OK) {
-        return NULL;
-    }
+struct llama_sampler * redge_sampler_new(const redge_policy * policy, const redge_sampler_options * options) {
     redge_sampler * s = create(policy, options);
     struct llama_sampler * smpl = s != NULL ? wrap(s) : NULL;
-    if (smpl == NULL) {
-        *status = REDGE_ERR_MEMORY;
-        return NULL;
+    if (smpl != NULL) {
+        redge_sampler_reset(smpl);
     }
-    redge_sampler_reset(smpl);
     return smpl;
 }
 
-struct llama_sampler * redge_sampler_init(const redge_policy * policy, const redge_sampler_options * options,
-                                          redge_status * status) {
-    redge_status ignored;
-    return make(policy, options, status != NULL ? status : &ignored);
-}
-
-static bool is_ours(const struct llama_sampler * smpl) {
+bool redge_sampler_is_ours(const struct llama_sampler * smpl) {
     return smpl->iface == &redge_sampler_i;
-}
-
-struct llama_sampler * redge_sampler_find(const struct llama_sampler * smpl) {
-    /* llama.cpp's chain functions take a non-const chain, though these two only read it. */
-    struct llama_sampler * chain = (struct llama_sampler *) (uintptr_t) smpl;
-    if (smpl == NULL || is_ours(smpl)) {
-        return chain;
-    }
-    if (!redge_is_bound() || redge_host.llama_sampler_chain_get(chain, -1) == NULL) {
-        return NULL;
-    }
-    const int32_t n = redge_host.llama_sampler_chain_n(chain);
-    for (int32_t i = 0; i < n; ++i) {
-        struct llama_sampler * member = redge_host.llama_sampler_chain_get(chain, i);
-        if (is_ours(member)) {
-            return member;
-        }
-    }
-    return NULL;
-}
-
-static redge_status find(const struct llama_sampler * smpl, redge_sampler ** s) {
-    if (smpl == NULL) {
-        return REDGE_ERR_NULL;
-    }
-    const struct llama_sampler * ours = redge_sampler_find(smpl);
-    if (ours == NULL) {
-        return REDGE_ERR_NOT_OURS;
-    }
-    *s = redge_sampler_of(ours);
-    return REDGE_OK;
-}
-
-redge_status redge_sampler_decision(const struct llama_sampler * smpl, redge_decision * decision) {
-    if (decision == NULL) {
-        return REDGE_ERR_NULL;
-    }
-    memset(decision, 0, sizeof *decision);
-    decision->outcome = REDGE_NO_DECISION;
-    decision->category = -1;
-    decision->token_id = -1;
-
-    redge_sampler * s;
-    const redge_status status = find(smpl, &s);
-    if (status != REDGE_OK) {
-        return status;
-    }
-    if (s->status == REDGE_OK) {
-        *decision = s->decision;
-    }
-    return s->status;
-}
-
-static bool same_control_tokens(const redge_policy * a, const redge_policy * b) {
-    if (a->n_categories != b->n_categories) {
-        return false;
-    }
-    for (uint32_t i = 0; i <= a->n_categories; ++i) {
-        if (redge_control_token(a, i) != redge_control_token(b, i)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-redge_status redge_sampler_set_policy(struct llama_sampler * smpl, const redge_policy * policy) {
-    redge_sampler * s;
-    redge_status status = find(smpl, &s);
-    if (status == REDGE_OK) {
-        status = redge_policy_validate(policy, s->options.n_vocab);
-    }
-    if (status == REDGE_OK && !same_control_tokens(policy, &s->policy)) {
-        status = REDGE_ERR_TOKEN_CHANGED;
-    }
-    if (status == REDGE_OK) {
-        s->policy = *policy;
-    }
-    return status;
 }

@@ -19,6 +19,7 @@ static const char * const messages[] = {
     [REDGE_ERR_NOT_DECIDED] =
         "the sampler made no decision: it was never applied, or another token was accepted in its place",
     [REDGE_ERR_TOKEN_CHANGED] = "the control tokens of a live sampler cannot change",
+    [REDGE_ERR_BACKEND_RULE] = "the rule paper-category cannot run on a backend: use placement cpu",
     [REDGE_ERR_NO_OUTPUT] = "the context has no logits at this output index",
     [REDGE_ERR_NO_CANDIDATE] = "the sampler chain selected no token, or only a masked one",
     [REDGE_ERR_ISA] = "unknown instruction set, or one that this machine cannot run",

@@ -1,7 +1,7 @@
 /* The rule in a plain llama.cpp chain, in a C host that has its own llama.h and libllama: build with
  *
  *     cmake -B build/c -DREFUSAL_EDGE_PYTHON=OFF && cmake --build build/c
- *     cc -std=c11 -Icsrc -I$LLAMA/include examples/sampler.c build/c/libredge.a -L$LLAMA/lib -lllama -lm -o sampler
+ *     cc -std=c11 -Icsrc -I$LLAMA/include examples/sampler.c build/c/libredge.a -L$LLAMA/lib -lllama -lggml-base -lm -o sampler
  *     ./sampler model.gguf 'templated prompt, up to and including the generation prompt'
  *
  * The policy is read from the scalar `refusal_edge.*` keys that `refusal-edge convert` wrote. */

@@ -15,6 +15,7 @@ _EXCEPTIONS: Final[dict[int, type[RefusalEdgeError]]] = {
     lib.REDGE_ERR_TEMPERATURE: InvalidPolicyError,
     lib.REDGE_ERR_CONTROL_MASS: InvalidPolicyError,
     lib.REDGE_ERR_TOKEN_CHANGED: InvalidPolicyError,
+    lib.REDGE_ERR_BACKEND_RULE: InvalidPolicyError,
     lib.REDGE_ERR_TOKEN_RANGE: InvalidLogitsError,
     lib.REDGE_ERR_N_VOCAB: InvalidLogitsError,
     lib.REDGE_ERR_LOGITS: InvalidLogitsError,

@@ -5,12 +5,20 @@
 #define llama_sampler_data     redge_abi_sampler_data
 #define llama_sampler_i        redge_abi_sampler_i
 #define llama_sampler          redge_abi_sampler
+#define ggml_type              redge_abi_ggml_type
+#define ggml_init_params       redge_abi_init_params
+#define GGML_TYPE_F32          REDGE_ABI_TYPE_F32
+#define GGML_TYPE_I32          REDGE_ABI_TYPE_I32
 #include "llama_abi.h"
 #undef llama_token_data
 #undef llama_token_data_array
 #undef llama_sampler_data
 #undef llama_sampler_i
 #undef llama_sampler
+#undef ggml_type
+#undef ggml_init_params
+#undef GGML_TYPE_F32
+#undef GGML_TYPE_I32
 
 #include "llama.h"
 
@@ -53,3 +61,12 @@ SAME_FIELD(struct redge_abi_sampler_i, struct llama_sampler_i, copy_state);
 SAME_SIZE(struct redge_abi_sampler, struct llama_sampler);
 SAME_FIELD(struct redge_abi_sampler, struct llama_sampler, iface);
 SAME_FIELD(struct redge_abi_sampler, struct llama_sampler, ctx);
+
+_Static_assert((int) REDGE_ABI_TYPE_F32 == (int) GGML_TYPE_F32, "GGML_TYPE_F32");
+_Static_assert((int) REDGE_ABI_TYPE_I32 == (int) GGML_TYPE_I32, "GGML_TYPE_I32");
+_Static_assert(sizeof(enum redge_abi_ggml_type) == sizeof(enum ggml_type), "size of enum ggml_type");
+
+SAME_SIZE(struct redge_abi_init_params, struct ggml_init_params);
+SAME_FIELD(struct redge_abi_init_params, struct ggml_init_params, mem_size);
+SAME_FIELD(struct redge_abi_init_params, struct ggml_init_params, mem_buffer);
+SAME_FIELD(struct redge_abi_init_params, struct ggml_init_params, no_alloc);

@@ -31,6 +31,10 @@ class Session:
         self.context = llama_cpp.llama_init_from_model(self.model, context_params)
         self.decode([1, 5, 6])
 
+    def attach(self, chain: Sampler | None, sequence: int = 0) -> bool:
+        """Gives a sequence a chain that runs on the backend (None: takes it away)."""
+        return bool(llama_cpp.llama_set_sampler(self.context, sequence, chain))
+
     def __enter__(self) -> Session:
         return self
 
@@ -43,9 +47,32 @@ class Session:
         return address(self.context)
 
     def decode(self, tokens: Sequence[int]) -> None:
+        """Forgets what was there and decodes one prompt."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+        self.decode_more(tokens)
+
+    def decode_more(self, tokens: Sequence[int]) -> None:
         row = (llama_cpp.llama_token * len(tokens))(*tokens)
         assert llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(row, len(tokens))) == 0
+
+    def decode_batch(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        """Decodes one prompt a sequence, all in one batch; returns the output index of each."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+        n_tokens = sum(map(len, prompts))
+        batch = llama_cpp.llama_batch_init(n_tokens, 0, 1)
+        batch.n_tokens = n_tokens
+        outputs: list[int] = []
+        i = 0
+        for sequence, prompt in enumerate(prompts):
+            for position, token in enumerate(prompt):
+                batch.token[i], batch.pos[i] = token, position
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+                batch.logits[i] = position == len(prompt) - 1
+                i += 1
+            outputs.append(i - 1)
+        assert llama_cpp.llama_decode(self.context, batch) == 0
+        llama_cpp.llama_batch_free(batch)
+        return outputs
 
     @property
     def logits(self) -> npt.NDArray[np.float32]:
@@ -56,8 +83,8 @@ class Session:
     def stock_sample(self, chain: Sampler) -> int:
         return int(llama_cpp.llama_sampler_sample(chain, self.context, -1))
 
-    def our_sample(self, chain: Sampler) -> int:
-        return _native.sampler_sample(address(chain), self.context_address)
+    def our_sample(self, chain: Sampler, index: int = -1) -> int:
+        return _native.sampler_sample(address(chain), self.context_address, index)
 
 
 def address(pointer: Any) -> int:

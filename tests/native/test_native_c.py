@@ -33,7 +33,7 @@ def test_on_arm64_under_qemu(tmp_path: Path) -> None:
                 f"{program} is not installed: apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
             )
     c_build.build(tmp_path, f"-DCMAKE_TOOLCHAIN_FILE={c_build.ROOT / 'tools' / 'aarch64.cmake'}", llama=False)
-    output = c_build.run_ctest(tmp_path, verbose=True)
+    output = c_build.run_ctest(tmp_path, "test_", verbose=True)
     assert "100% tests passed" in output
     assert "neon: checked" in output
     assert "neon: 260 vectors" in output

@@ -36,7 +36,7 @@ def test_in_a_plain_llama_cpp_chain(library: Path, tmp_path: Path, demo_gguf: Pa
     include, lib = c_build.llama_include(), c_build.PACKAGE / "lib"
     if include is None:
         pytest.skip("llama-cpp-python was installed without its headers")
-    links = [f"-isystem{include}", f"-L{lib}", "-lllama", f"-Wl,-rpath,{lib}", f"-Wl,-rpath-link,{lib}"]
+    links = [f"-isystem{include}", f"-L{lib}", "-lllama", "-lggml-base", f"-Wl,-rpath,{lib}", f"-Wl,-rpath-link,{lib}"]
     program = compile_example("sampler", library, tmp_path, *links)
     question = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhat is the capital of France?<|eot_id|>"
     answer = c_build.run([program, str(demo_gguf), question + "<|start_header_id|>assistant<|end_header_id|>\n\n"])

@@ -10,8 +10,8 @@ import numpy as np
 WIDTH, HEADS, FEED_FORWARD, CONTEXT = 32, 2, 64, 256
 
 
-def write_tiny_model(path: Path, n_vocab: int, seed: int = 7) -> Path:
-    """SentencePiece-style vocabulary: <unk>, <s>, </s>, 256 bytes, then filler words."""
+def write_tiny_model(path: Path, n_vocab: int, seed: int = 7, nan_token: int | None = None) -> Path:
+    """SentencePiece-like: <unk>, <s>, </s>, 256 bytes, then filler words; the logit of `nan_token` is NaN."""
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(CONTEXT)
@@ -26,7 +26,10 @@ def write_tiny_model(path: Path, n_vocab: int, seed: int = 7) -> Path:
     _add_vocabulary(writer, n_vocab)
 
     def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, rng.normal(0, 0.3, shape).astype(np.float32))
+        values = rng.normal(0, 0.3, shape).astype(np.float32)
+        if name == "output.weight" and nan_token is not None:
+            values[nan_token] = np.nan
+        writer.add_tensor(name, values)
 
     def add_norm(name: str) -> None:
         writer.add_tensor(name, np.ones(WIDTH, np.float32))
