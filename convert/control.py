@@ -171,7 +171,7 @@ class _Found:
         slug, _, title = role.strip().partition(":")
         if not equals or not slug or not value:
             raise ConversionError(f"--token: expected ROLE=ID or ROLE=TEXT, got {item!r}")
-        token_id = int(value) if value.isascii() and value.isdigit() and len(value) < 11 else self._only_one(value)
+        token_id = int(value) if value.isascii() and value.isdigit() and len(value) < 11 else self._exactly(value)
         if token_id is None:
             raise ConversionError(f"--token {item}: no added token has this text; {self._seen()}")
         if token_id not in self.added:
@@ -190,6 +190,8 @@ class _Found:
             if role.slug in self.roles:
                 continue
             token_id = self._only_one(role.text)
+            if not required and token_id in {token.id for token in self.roles.values()}:
+                continue  # named otherwise with --token
             if token_id is not None:
                 self._assign(role.slug, role.title, token_id)
             elif required:
@@ -202,7 +204,7 @@ class _Found:
             token_id = (min(block) if step < 0 else max(block)) + step if block else -1
             while self._is_category_like(token_id):
                 title = self.added[token_id].strip()[1:-1].strip()
-                slug = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
+                slug = self._new_slug(title, token_id)
                 self._assign(slug, title, token_id)
                 self.warnings.append(
                     f"token {token_id} {shown(self.added[token_id])} was taken for the category {slug!r} because it "
@@ -210,13 +212,25 @@ class _Found:
                 )
                 token_id += step
 
+    def _new_slug(self, title: str, token_id: int) -> str:
+        slug = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")[:63]
+        try:
+            Category(slug, token_id)
+        except InvalidPolicyError:
+            slug = ""
+        return slug if slug and slug not in self.roles else f"category_{token_id}"
+
     def _is_category_like(self, token_id: int) -> bool:
         text = self.added.get(token_id, "")
         return bool(_BRACKETED.fullmatch(text)) and not _FOREIGN.fullmatch(text)
 
+    def _exactly(self, text: str) -> int | None:
+        """The token of just this text, else the one that differs by spaces around it."""
+        exact = next((i for i, content in self.added.items() if content == text), None)
+        return self._only_one(text) if exact is None else exact
+
     def _only_one(self, text: str) -> int | None:
-        exact = [token_id for token_id, content in self.added.items() if content == text]
-        same = exact or [token_id for token_id, content in self.added.items() if content.strip() == text.strip()]
+        same = [token_id for token_id, content in self.added.items() if content.strip() == text.strip()]
         if len(same) > 1:
             both = f"tokens {same[0]} and {same[1]} both read {text.strip()!r}"
             raise ConversionError(f"{both}: choose one with --token ROLE=ID")

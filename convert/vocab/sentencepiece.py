@@ -66,9 +66,10 @@ def parse_proto(data: bytes, source: str) -> Proto:
 
 def _piece(message: memoryview) -> tuple[bytes, float, int]:
     fields = dict(_fields(message))
-    text, score, kind = bytes(fields.get(1, b"")), float(fields.get(2, 0.0)), fields.get(3, int(TokenType.NORMAL))
+    text = bytes(memoryview(fields.get(1, b"")))
+    score, kind = fields.get(2, 0.0), fields.get(3, int(TokenType.NORMAL))
     text.decode()
-    if not math.isfinite(score) or not TokenType.NORMAL <= kind <= TokenType.BYTE:
+    if not (isinstance(score, float) and math.isfinite(score) and TokenType.NORMAL <= kind <= TokenType.BYTE):
         raise ValueError
     return text, score, kind
 
@@ -128,31 +129,31 @@ def _read_json(files: TokenizerFiles, rows: Rows) -> tuple[bool, list[str]]:
     """Scores from the order of the merges: SentencePiece merges best score first, and so does this list."""
     table = vocabulary(files)
     unknown = files.base_model.get("unk_token")
+    formed = [merge.replace(" ", "") for merge in merges(files)]
     rank: dict[str, int] = {}
-    n_merges = 0
-    for merge in merges(files):
-        piece = merge.replace(" ", "")
+    for piece in formed:
         rank.setdefault(piece, len(rank))
-        n_merges += 1
-    worst = len(rank)
+    normal = set()
     for piece, token_id in table.items():
-        kind = TokenType.NORMAL
+        kind, score = TokenType.NORMAL, -float(rank.get(piece, len(rank)))
         if piece == unknown:
-            kind = TokenType.UNKNOWN
+            kind, score = TokenType.UNKNOWN, 0.0
         elif _BYTE_PIECE.fullmatch(piece):
-            kind = TokenType.BYTE
-        score = 0.0 if kind is not TokenType.NORMAL else -float(rank.get(piece, worst))
+            kind, score = TokenType.BYTE, 0.0
+        elif token_id not in files.added:
+            normal.add(piece)
         rows.put(token_id, piece.encode(errors="replace"), kind, score)
-    return _prepends_space(files), _missing_splits(table, rank, n_merges)
+    return _prepends_space(files), _missing_merges(table, normal, formed)
 
 
-def _missing_splits(table: dict[str, int], rank: dict[str, int], n_merges: int) -> list[str]:
+def _missing_merges(table: dict[str, int], normal: set[str], formed: list[str]) -> list[str]:
     """llama.cpp joins any two pieces that form a third; a vocabulary trained by `tokenizers` may know fewer ways."""
-    possible = sum(piece[:cut] in table and piece[cut:] in table for piece in rank for cut in range(1, len(piece)))
-    if possible <= n_merges:
+    possible = sum(piece[:cut] in table and piece[cut:] in table for piece in normal for cut in range(1, len(piece)))
+    listed = sum(piece in normal for piece in formed)
+    if possible <= listed:
         return []
     return [
-        f"tokenizer.json lists {n_merges} of {possible} possible merges: it was not made from a SentencePiece model, "
+        f"tokenizer.json lists {listed} of {possible} possible merges: it was not made from a SentencePiece model, "
         "and llama.cpp may split some words differently"
     ]
 

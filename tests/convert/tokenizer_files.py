@@ -84,6 +84,7 @@ def write_byte_level(
     """tokenizer.json and tokenizer_config.json of a byte-level BPE; returns the number of tokens."""
     base = [(i, token, kind) for i, (token, kind) in enumerate(zip(vocab.tokens, vocab.types)) if kind in (1, 3, 4)]
     added = [added_token(i, token, special=True) for i, token, kind in base if kind != 1]
+    first_added = max(i for i, _, kind in base if kind == 1)  # earlier ones are in the trained vocabulary, too
     texts = {entry["content"] for entry in added}
     n = base[-1][0] + 1
     for text in [t for t in (bos, eos, *more) if t is not None and t not in texts]:
@@ -99,7 +100,7 @@ def write_byte_level(
         "decoder": byte_level(),
         "model": {
             "type": "BPE",
-            "vocab": {token: i for i, token, kind in base if kind == 1},
+            "vocab": {token: i for i, token, kind in base if kind == 1 or i < first_added},
             "merges": vocab.merges,
             "ignore_merges": ignore_merges,
         },
