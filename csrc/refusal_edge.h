@@ -47,6 +47,7 @@ typedef enum redge_status {
     REDGE_ERR_BACKEND_RULE,  /* the rule paper-category for a sampler that runs on a backend */
     REDGE_ERR_NO_OUTPUT,     /* the context has no logits at this output index */
     REDGE_ERR_NO_CANDIDATE,  /* the chain selected no token, or only one that is masked (-Inf) */
+    REDGE_ERR_CONTROL_TOKEN, /* a later sampler of the chain raised a masked control token */
     REDGE_ERR_ISA,           /* unknown instruction set, or one that this machine cannot run */
     REDGE_ERR_MEMORY,        /* out of memory */
     REDGE_STATUS_COUNT
@@ -155,7 +156,11 @@ typedef struct redge_sampler_options {
  * then frees it. NULL on error, with the reason in *status (may be NULL). The policy is copied. Supports accept, reset,
  * clone and copy_state as llama.cpp's own samplers do. A DECIDE sampler ignores tokens accepted before it was first
  * applied (the prompt). On an error while applying it fails closed: the token of the first category is emitted, and
- * redge_sampler_decision returns the error. */
+ * redge_sampler_decision returns the error.
+ *
+ * In a chain attached with llama_set_sampler the rule runs inside the backend's graph, where the device and the rule
+ * allow it (its name then begins with '+', else '-'); put greedy or dist behind it, since llama.cpp expects a chain to
+ * select. */
 struct llama_sampler * redge_sampler_init(const redge_policy * policy, const redge_sampler_options * options,
                                           redge_status * status);
 

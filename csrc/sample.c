@@ -1,5 +1,6 @@
 /* llama_sampler_sample, with a status where llama.cpp aborts, and the fast front where it applies. */
 #include "fast.h"
+#include "policy.h"
 
 #include <math.h>
 
@@ -76,24 +77,38 @@ static void apply_all(struct llama_sampler * chain, llama_token_data_array * cur
     }
 }
 
+/* *forced: the token that this position must have, -1 if none. */
 static redge_status sample_on_cpu(struct llama_sampler * chain, redge_sampler * s, const output_row * row,
-                                  int32_t * token) {
+                                  int32_t * token, int32_t * forced) {
     const bool decides = s->phase == REDGE_PHASE_DECIDE;
     llama_token_data_array cur_p;
     if (!is_head_of(chain, s) || !redge_fast_apply(chain, s, row->logits, &cur_p)) {
         load_candidates(s, row, &cur_p);
         apply_all(chain, &cur_p);
     }
+    *forced = decides ? s->decision.token_id : -1;
     return decides && s->status != REDGE_OK ? s->status : selected_token(&cur_p, token);
 }
 
-/* The graph has gone part of the chain's way, us included, and the CPU goes the rest. */
-static redge_status sample_leftovers(struct llama_sampler * chain, redge_sampler * s, const output_row * row,
-                                     int32_t * token) {
+/* The graph has gone all of the chain's way (*token is there) or part of it, us included, and the CPU goes the rest. */
+static redge_status finish_backend(struct llama_sampler * chain, redge_sampler * s, const output_row * row,
+                                   int32_t * token, int32_t * forced) {
+    const redge_status status = redge_sampler_check_backend(s, forced);
+    if (status != REDGE_OK || *token >= 0) {
+        return status;
+    }
     llama_token_data_array cur_p;
     load_candidates(s, row, &cur_p);
     redge_host.llama_sampler_apply(chain, &cur_p);
     return selected_token(&cur_p, token);
+}
+
+/* A sampler after ours can raise what ours has masked, or replace what is decided: neither may come out. */
+static redge_status check_token(const redge_sampler * s, int32_t token, int32_t forced) {
+    if (forced >= 0) {
+        return token == forced ? REDGE_OK : REDGE_ERR_NOT_DECIDED;
+    }
+    return redge_is_control_token(&s->policy, token) ? REDGE_ERR_CONTROL_TOKEN : REDGE_OK;
 }
 
 static redge_status sample(struct llama_sampler * chain, redge_sampler * s, struct llama_context * ctx, int32_t idx,
@@ -102,16 +117,15 @@ static redge_status sample(struct llama_sampler * chain, redge_sampler * s, stru
         return REDGE_ERR_N_VOCAB;
     }
     *token = redge_host.llama_get_sampled_token_ith(ctx, idx);
-    output_row row;
+    output_row row = {.n = 0};
     redge_status status = *token >= 0 ? REDGE_OK : read_row(s, ctx, idx, &row);
     if (status != REDGE_OK) {
         return status;
     }
-    if (*token < 0 && row.probs == NULL && row.ids == NULL) {
-        return sample_on_cpu(chain, s, &row, token);
-    }
-    status = redge_sampler_check_backend(s);
-    return status != REDGE_OK || *token >= 0 ? status : sample_leftovers(chain, s, &row, token);
+    int32_t forced = -1;
+    const bool on_cpu = *token < 0 && row.probs == NULL && row.ids == NULL;
+    status = on_cpu ? sample_on_cpu(chain, s, &row, token, &forced) : finish_backend(chain, s, &row, token, &forced);
+    return status == REDGE_OK ? check_token(s, *token, forced) : status;
 }
 
 int32_t redge_sampler_sample(struct llama_sampler * chain, struct llama_context * ctx, int32_t idx,

@@ -103,12 +103,18 @@ static void take_decision_of_backend(redge_sampler * s) {
     s->backend.ran = false;
 }
 
-redge_status redge_sampler_check_backend(redge_sampler * s) {
+redge_status redge_sampler_check_backend(const redge_sampler * s, int32_t * forced) {
+    *forced = -1;
     if (!s->backend.ran) {
         return REDGE_ERR_NOT_DECIDED;
     }
-    redge_decision ignored;
-    return s->phase == REDGE_PHASE_DECIDE ? redge_report_read(&s->backend.report, &s->policy, &ignored) : REDGE_OK;
+    if (s->phase != REDGE_PHASE_DECIDE) {
+        return REDGE_OK;
+    }
+    redge_decision decision;
+    const redge_status status = redge_report_read(&s->backend.report, &s->policy, &decision);
+    *forced = decision.token_id;
+    return status;
 }
 
 /* ---- llama_sampler_i ----------------------------------------------------------------- */

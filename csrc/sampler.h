@@ -39,8 +39,9 @@ static inline redge_sampler * redge_sampler_of(const struct llama_sampler * ours
 /* Decides on raw logits and keeps the result; returns its status. */
 redge_status redge_sampler_decide(redge_sampler * s, const float * logits, int32_t n_vocab);
 
-/* Whether the backend's graph that left something over had us in it, and could decide. */
-redge_status redge_sampler_check_backend(redge_sampler * s);
+/* Whether the backend's graph that left something over had us in it, and could decide; *forced is then the decided
+ * token, -1 for none. */
+redge_status redge_sampler_check_backend(const redge_sampler * s, int32_t * forced);
 
 /* Makes `cur_p`, which has at least one entry, hold the decided token alone (on an error: the first category's), or
  * masks the control tokens if none is forced. */

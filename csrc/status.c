@@ -22,6 +22,8 @@ static const char * const messages[] = {
     [REDGE_ERR_BACKEND_RULE] = "the rule paper-category cannot run on a backend: use placement cpu",
     [REDGE_ERR_NO_OUTPUT] = "the context has no logits at this output index",
     [REDGE_ERR_NO_CANDIDATE] = "the sampler chain selected no token, or only a masked one",
+    [REDGE_ERR_CONTROL_TOKEN] =
+        "a control token was selected mid-answer: a sampler after refusal-edge raised its logit",
     [REDGE_ERR_ISA] = "unknown instruction set, or one that this machine cannot run",
     [REDGE_ERR_MEMORY] = "out of memory",
 };

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from collections.abc import Callable
 
 import llama_cpp
@@ -157,3 +160,40 @@ def test_the_decision_does_not_depend_on_the_seed(session: Session, seed: int) -
     chain = make_chain(ours, llama_cpp.llama_sampler_init_temp(5.0), llama_cpp.llama_sampler_init_dist(seed))
     assert session.our_sample(chain) == reference.decide(session.logits, POLICY).token_id
     llama_cpp.llama_sampler_free(chain)
+
+
+def bias(token: int) -> Sampler:
+    """A custom sampler that overwrites a logit, as a logits processor can: even a masked one comes back."""
+
+    @llama_cpp.llama_cpp.llama_sampler_i_apply
+    def apply(_sampler: Sampler, array: Sampler) -> None:
+        for i in range(array.contents.size):
+            if array.contents.data[i].id == token:
+                array.contents.data[i].logit = 99.0
+        array.contents.sorted = False
+
+    interface = llama_cpp.llama_sampler_i(apply=apply)
+    KEPT.append((interface, apply))
+    return llama_cpp.llama_sampler_init(ctypes.pointer(interface), None)
+
+
+KEPT: list[object] = []
+
+
+def test_a_later_sampler_cannot_raise_a_control_token(session: Session) -> None:
+    ours = pointer(_native.sampler_init(POLICY, session.n_vocab, "guard"))
+    chain = make_chain(ours, bias(3991), llama_cpp.llama_sampler_init_greedy())
+    put_logits(session, np.random.default_rng(6))
+    with pytest.raises(RefusalEdgeError, match="control token was selected mid-answer"):
+        session.our_sample(chain)
+    llama_cpp.llama_sampler_free(chain)
+
+
+def test_live_samplers_at_interpreter_exit() -> None:
+    script = (
+        "from refusal_edge import _native, host\nfrom refusal_edge.policy import Category, Policy\nhost.bind()\n"
+        "policy = Policy([Category('safety', token_id=1)], respond_token_id=2)\n"
+        "kept = [_native.sampler_init(policy, 1000) for _ in range(20)]\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")

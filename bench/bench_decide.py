@@ -1,0 +1,103 @@
+"""The decision against np.max over the same logits and against the same rule in NumPy.
+
+    pytest bench/bench_decide.py --benchmark-only --benchmark-group-by=group
+
+Not measured: the model's own work, the chat template, and, in the native rows, which call the C function through cffi,
+the Python objects around a decision (they have a row of their own). Contenders agree first, on every row of logits. The
+NumPy logits_processor is how the rule would run in llama-cpp-python without us: on every token.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import data
+import numpy as np
+import pytest
+
+from refusal_edge import _native, reference
+from refusal_edge._native import ffi, lib
+from refusal_edge.policy import Policy
+
+ISAS = [name for name in _native.isa_names() if _native.isa_available(name)]
+
+
+@pytest.fixture(params=data.VOCABULARIES, ids=str)
+def n_vocab(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(params=data.KINDS)
+def rows(request: pytest.FixtureRequest, n_vocab: int) -> data.Logits:
+    return data.KINDS[request.param](n_vocab)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    _native.isa_force(request.param)
+    yield request.param
+    _native.isa_force(None)
+
+
+def in_turn(function: Callable[[Any], object], rows: Any) -> Callable[[], object]:
+    turn = itertools.cycle(rows)
+    return lambda: function(next(turn))
+
+
+def run(benchmark: Any, function: Callable[[], object], n_vocab: int, **info: str) -> None:
+    benchmark.group = f"decide, {n_vocab} tokens"
+    benchmark.extra_info.update(data.environment(), **info)
+    benchmark(function)
+
+
+def logits_processor(policy: Policy) -> Callable[[data.Logits], data.Logits]:
+    """The rule as a llama-cpp-python logits_processor: scores in, all but the decided token's set to -inf."""
+    control = np.array(policy.control_token_ids)
+    thresholds = np.array([c.threshold for c in policy.categories], dtype=np.float64)
+
+    def process(scores: data.Logits) -> data.Logits:
+        top = scores.max()
+        weights = np.exp(scores - top)
+        p = weights[control] / weights.sum()
+        q = p / p.sum()
+        passing = q[:-1] >= thresholds
+        if p.sum() < policy.min_control_mass:
+            return scores
+        token = control[int(np.where(passing, q[:-1], -1).argmax())] if passing.any() else control[-1]
+        out = np.full_like(scores, -np.inf)
+        out[token] = scores[token]
+        return out
+
+    return process
+
+
+def test_np_max(benchmark: Any, rows: data.Logits, n_vocab: int) -> None:
+    run(benchmark, in_turn(np.max, rows), n_vocab)
+
+
+def test_numpy_logits_processor(benchmark: Any, rows: data.Logits, n_vocab: int) -> None:
+    policy = data.policy(n_vocab)
+    process = logits_processor(policy)
+    for row in rows:
+        expected = reference.decide(row, policy)
+        if expected.token_id is not None:
+            assert int(process(row).argmax()) == expected.token_id
+    run(benchmark, in_turn(process, rows), n_vocab)
+
+
+def test_native(benchmark: Any, rows: data.Logits, n_vocab: int, isa: str) -> None:
+    policy = data.policy(n_vocab)
+    struct, decision = _native.policy_struct(policy), ffi.new("redge_decision *")
+    for row in rows:
+        assert _native.decide(row, policy).token_id == reference.decide(row, policy).token_id
+
+    buffers = [ffi.from_buffer("float[]", row) for row in rows]
+    decide = in_turn(lambda row: lib.redge_decide_f32(row, n_vocab, struct, decision), buffers)
+    run(benchmark, decide, n_vocab, isa=isa)
+
+
+def test_decide_with_its_python_object(benchmark: Any, rows: data.Logits, n_vocab: int) -> None:
+    policy = data.policy(n_vocab)
+    run(benchmark, in_turn(lambda row: _native.decide(row, policy), rows), n_vocab)

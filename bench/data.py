@@ -1,0 +1,52 @@
+"""Seeded logits and the policy that the native benchmarks share."""
+
+from __future__ import annotations
+
+import platform
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from refusal_edge import _native
+from refusal_edge.policy import Category, Policy
+
+SEED = 5
+VOCABULARIES = (32_000, 128_256, 262_144)
+N_ROWS = 8
+"""Rows that a benchmark goes through in turn: a model writes its logits anew for every token, none is hot in cache."""
+
+Logits = npt.NDArray[np.float32]
+
+
+def flat(n_vocab: int) -> Logits:
+    """Noise of standard deviation 1: thousands of tokens are likely."""
+    return np.random.default_rng(SEED).normal(0, 1, (N_ROWS, n_vocab)).astype(np.float32)
+
+
+def peaked(n_vocab: int) -> Logits:
+    """Noise of standard deviation 3, and a few tokens far above it, respond first: what a model is sure of."""
+    rows = np.random.default_rng(SEED).normal(0, 3, (N_ROWS, n_vocab)).astype(np.float32)
+    rows[:, 100:110] += np.linspace(8, 14, 10, dtype=np.float32)
+    rows[:, -1] = 24.0
+    return rows
+
+
+KINDS = {"flat": flat, "peaked": peaked}
+
+
+def policy(n_vocab: int) -> Policy:
+    """Five categories and respond at the end of the vocabulary, as the released models have them."""
+    categories = [Category(f"c{i}", token_id=n_vocab - 6 + i, threshold=0.3) for i in range(5)]
+    return Policy(categories, respond_token_id=n_vocab - 1)
+
+
+def environment() -> dict[str, str]:
+    """What a row of results must carry to mean anything."""
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "llama_cpp_python": llama_cpp.__version__,
+        "isa_best": _native.isa_active(),
+    }
