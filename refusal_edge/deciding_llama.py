@@ -86,10 +86,7 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         self._decider = decision_chain(self._trained, self._n_vocab)
         self._stack.callback(self._decider.close)
         self._boundaries = Boundaries()
-        self._pins_hold = stamp.calibration is not None
-        if stamp.calibration and (broken := broken_pins(stamp.calibration, self.metadata)):
-            self._pins_hold = False
-            self._warn_once(f"{self.model_path}: not calibrated for this file: {'; '.join(broken)}")
+        self._calibrated_id = self._pinned(stamp.policy, stamp.calibration)
         if policy is not None:
             self.policy = policy
 
@@ -101,6 +98,18 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
     @policy.setter
     def policy(self, policy: Policy) -> None:
         self._policy = self._checked(policy)
+
+    def load_policy(self, path: str | os.PathLike[str]) -> None:
+        """Puts a file of `refusal-edge calibrate` in force; decisions are `calibrated` if its pins fit this model.
+
+        Raises:
+            InvalidPolicyError: no policy file, or one for another model.
+        """
+        from refusal_edge.calibrate import read_policy_file
+
+        file = read_policy_file(os.fspath(path))
+        self.policy = file.policy
+        self._calibrated_id = self._pinned(file.policy, file.calibration)
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """Decides at the end of `tokens`, then yields token ids, the control token first where one is forced.
@@ -207,7 +216,16 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         return decision
 
     def _is_calibrated(self, policy: Policy) -> bool:
-        return self._pins_hold and policy.policy_id == self._trained.policy_id
+        return policy.policy_id == self._calibrated_id
+
+    def _pinned(self, policy: Policy, calibration: Mapping[str, Any] | None) -> str | None:
+        """The id of a policy that was calibrated for this file; warns where its pins say that it was for another."""
+        if calibration is None:
+            return None
+        if broken := broken_pins(calibration, self.metadata):
+            self._warn_once(f"{self.model_path}: not calibrated for this file: {'; '.join(broken)}")
+            return None
+        return policy.policy_id
 
     def _prefill(self, ids: list[int]) -> None:
         """Brings the context to exactly `ids` with live logits, keeping the prefix it already holds."""

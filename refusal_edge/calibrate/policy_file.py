@@ -31,6 +31,7 @@ _PINS: Final = {
     "file_type": int,
     "created": str,
 }
+_REQUIRED_PINS: Final = ("method", "n", "dataset_sha256", "template_sha256", "created")
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,11 @@ def _checked_pins(path: Path, calibration: Any) -> dict[str, Any]:
             raise InvalidPolicyError(
                 f"{path}: calibration.{name}: unknown pin, or a value of the wrong type: {value!r}"
             )
+        if kind is float and not 0 < value < 1:
+            raise InvalidPolicyError(f"{path}: calibration.{name}: expected a number in (0, 1), got {value!r}")
+    for name in _REQUIRED_PINS:
+        if name not in calibration:
+            raise InvalidPolicyError(f"{path}: calibration.{name} is missing")
     return dict(calibration)
 
 

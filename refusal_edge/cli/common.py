@@ -31,6 +31,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SLUG=VALUE",
         help='control value of a category: a number in [0, 1], "off" or "model"; repeatable',
     )
+    parser.add_argument("--policy", metavar="POLICY.json", help="a file of `refusal-edge calibrate`")
 
 
 def parse_thresholds(items: Sequence[str]) -> dict[str, ControlValue]:
@@ -57,6 +58,8 @@ def load(args: argparse.Namespace) -> Llama:
     from refusal_edge import Llama
 
     llm = Llama(args.model, n_ctx=args.n_ctx, n_gpu_layers=args.n_gpu_layers, verbose=False)
+    if args.policy is not None:
+        llm.load_policy(args.policy)
     llm.policy = llm.policy.replace(**parse_thresholds(args.threshold))
     return llm
 

@@ -94,18 +94,19 @@ def render(facts: Facts, pictures: dict[str, bytes]) -> str:
 
 def _introduction(facts: Facts) -> str:
     numbers, pins = facts.summary(), facts.calibration
-    promise = "not calibrated: no promise is attached to it"
+    promise, aim = "not calibrated: no promise is attached to it", ""
     if pins is not None:
-        target = f", alpha {pins['alpha']:g}" * ("alpha" in pins) + f", delta {pins['delta']:g}" * ("delta" in pins)
+        target = "".join(f", {name} {pins[name]:g}" for name in ("alpha", "delta") if name in pins)
         promise = (
             f"calibrated with {escape(pins['method'])}{target} on {pins['n']} benign rows, {escape(pins['created'])}"
         )
+        aim = f" (target: at most {pins['alpha']:.1%})" if "alpha" in pins else ""
     skipped = f", {numbers['skipped']} left out" if numbers["skipped"] else ""
     return (
         f"<p>{numbers['rows']} rows{skipped}: {int(facts.table.refuse.sum())} to refuse, "
         f"{int((~facts.table.refuse).sum())} benign. Policy {facts.policy.policy_id}, "
         f"rule {facts.policy.rule}, {promise}.</p>"
-        f"<p>Realised false refusals: <b>{escape(str(facts.overall.false_refusals))}</b> of benign rows. "
+        f"<p>Realised false refusals: <b>{escape(str(facts.overall.false_refusals))}</b> of benign rows{aim}. "
         f"Refusals caught: <b>{escape(str(facts.overall.caught))}</b>. F1 {numbers['f1']:.3f}; always refusing has "
         f"{numbers['always_refuse_f1']:.3f}. "
         f"NLL {numbers['nll']:.3f}, Brier {numbers['brier']:.3f}, ECE {numbers['ece']:.3f}.</p>"
@@ -119,6 +120,8 @@ def _warnings(facts: Facts) -> str:
         lines.append("These are the rows that the policy was calibrated on: its rates here are optimistic.")
     if facts.calibration is not None and facts.calibration.get("file_type") not in (None, facts.table.header.file_type):
         lines.append("The policy was calibrated for another file type: quantisation moves the scores.")
+    if facts.calibration is not None and facts.calibration["template_sha256"] != facts.table.header.template_sha256:
+        lines.append("The policy was calibrated with another chat template.")
     if facts.replay.no_decision.any():
         lines.append(f"{int(facts.replay.no_decision.sum())} rows have too little control mass for a decision.")
     return "".join(f'<p class="warn">{escape(line)}</p>' for line in lines)

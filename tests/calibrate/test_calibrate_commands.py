@@ -16,6 +16,7 @@ from refusal_edge.calibrate import read_policy_file, read_scores
 from refusal_edge.calibrate.replay import replay
 from refusal_edge.errors import InvalidPolicyError
 
+HI = [{"role": "user", "content": "hi"}]
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "policy.schema.json").read_text())
 
 
@@ -66,12 +67,22 @@ def test_a_calibrated_model_says_so_and_another_template_does_not(
     demo_gguf: Path, data_path: Path, scores_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "calibrated.gguf"
-    shown = run(capsys, "calibrate", demo_gguf, data_path, "--write", out, "--alpha", "0.1", "--threads", "1")
+    policy_path = tmp_path / "policy.json"
+    options = ("--write", out, "-o", policy_path, "--alpha", "0.1", "--threads", "1")
+    shown = run(capsys, "calibrate", demo_gguf, data_path, *options)
     assert "at most 0.1 of benign prompts pass" in shown
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         llm = Llama(out, n_ctx=512, verbose=False, n_threads=1)
-    assert llm.decide([{"role": "user", "content": "hi"}]).calibrated
+    assert llm.decide(HI).calibrated
+    assert llm.decide_batch([HI])[0].calibrated
+    assert not llm.decide(HI, policy={"safety": 0.9}).calibrated
+    plain = Llama(demo_gguf, n_ctx=512, verbose=False, n_threads=1)
+    assert not plain.decide(HI).calibrated
+    plain.load_policy(policy_path)
+    assert plain.decide(HI).calibrated
+    assert plain.policy == llm.policy
+    assert json.loads(run(capsys, "decide", demo_gguf, "hi", "--policy", policy_path, "--json"))["calibrated"]
     table = read_scores(scores_path)
     assert replay(table, llm.policy).refused[~table.refuse].mean() <= 0.1
     run(capsys, "calibrate", demo_gguf, data_path, "--write", out, code=2)
@@ -82,7 +93,13 @@ def test_a_calibrated_model_says_so_and_another_template_does_not(
     (tmp_path / "broken.gguf").write_bytes(broken)
     with pytest.warns(UserWarning, match="not calibrated for this file: template_sha256"):
         llm = Llama(tmp_path / "broken.gguf", n_ctx=512, verbose=False, n_threads=1)
-    assert not llm.decide([{"role": "user", "content": "hi"}]).calibrated
+    assert not llm.decide(HI).calibrated
+    wrong = json.loads(policy_path.read_text())
+    wrong["calibration"]["file_type"] = 0
+    policy_path.write_text(json.dumps(wrong))
+    with pytest.warns(UserWarning, match=r"not calibrated for this file: file_type is \d+, calibrated for 0"):
+        plain.load_policy(policy_path)
+    assert not plain.decide(HI).calibrated
 
 
 def test_scores_of_another_model_are_refused(
@@ -123,6 +140,8 @@ def test_what_cannot_be_calibrated_is_one_line(
         ({"policy": {"categories": []}}, "expected the fields categories"),
         ({"calibration": {"method": 3}}, "calibration.method"),
         ({"calibration": {"unknown": 3}}, "calibration.unknown"),
+        ({"calibration": {"method": "np"}}, "calibration.n is missing"),
+        ({"calibration": {"alpha": 0.0}}, r"calibration.alpha: expected a number in \(0, 1\), got 0.0"),
         ({"certificates": 3}, "certificates: expected a list of objects"),
     ],
 )
@@ -179,6 +198,24 @@ def test_a_report_is_one_page_with_every_picture(
         data = picture.read_bytes()
         width, height = struct.unpack(">II", data[16:24])
         assert min(width, height) > 300
+
+
+@pytest.mark.parametrize("options", [None, ["--method", "f1"], ["--method", "crc"], ["--bias", "--alpha", "0.1"]])
+def test_every_kind_of_policy_can_be_drawn(
+    demo_gguf: Path,
+    scores_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str] | None,
+) -> None:
+    arguments: list[object] = []
+    if options is not None:
+        run(capsys, "calibrate", demo_gguf, scores_path, "-o", tmp_path / "p.json", *options)
+        arguments = ["--policy", tmp_path / "p.json"]
+    run(capsys, "report", scores_path, *arguments, "-o", tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert ("not calibrated" in text) is (options is None)
+    assert ("target: at most" in text) is (options is not None and "f1" not in options)
 
 
 def test_untrusted_names_are_escaped(scores_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
