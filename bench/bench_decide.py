@@ -4,7 +4,7 @@
 
 Not measured: the model's own work, the chat template, and, in the native rows, which call the C function through cffi,
 the Python objects around a decision (they have a row of their own). Contenders agree first, on every row of logits. The
-NumPy logits_processor is how the rule would run in llama-cpp-python without us: on every token.
+NumPy rule here is the bare function; bench_first_token.py has it where llama-cpp-python calls it, in its sampler chain.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import pytest
 
 from refusal_edge import _native, reference
 from refusal_edge._native import ffi, lib
-from refusal_edge.policy import Policy
 
 ISAS = [name for name in _native.isa_names() if _native.isa_available(name)]
 
@@ -52,39 +51,23 @@ def run(benchmark: Any, function: Callable[[], object], n_vocab: int, **info: st
     benchmark(function)
 
 
-def logits_processor(policy: Policy) -> Callable[[data.Logits], data.Logits]:
-    """The rule as a llama-cpp-python logits_processor: scores in, all but the decided token's set to -inf."""
-    control = np.array(policy.control_token_ids)
-    thresholds = np.array([c.threshold for c in policy.categories], dtype=np.float64)
-
-    def process(scores: data.Logits) -> data.Logits:
-        top = scores.max()
-        weights = np.exp(scores - top)
-        p = weights[control] / weights.sum()
-        q = p / p.sum()
-        passing = q[:-1] >= thresholds
-        if p.sum() < policy.min_control_mass:
-            return scores
-        token = control[int(np.where(passing, q[:-1], -1).argmax())] if passing.any() else control[-1]
-        out = np.full_like(scores, -np.inf)
-        out[token] = scores[token]
-        return out
-
-    return process
-
-
 def test_np_max(benchmark: Any, rows: data.Logits, n_vocab: int) -> None:
     run(benchmark, in_turn(np.max, rows), n_vocab)
 
 
-def test_numpy_logits_processor(benchmark: Any, rows: data.Logits, n_vocab: int) -> None:
+def test_numpy_rule_in_float32(benchmark: Any, rows: data.Logits, n_vocab: int) -> None:
     policy = data.policy(n_vocab)
-    process = logits_processor(policy)
+    process = data.logits_processor(policy)
     for row in rows:
         expected = reference.decide(row, policy)
         if expected.token_id is not None:
             assert int(process(row).argmax()) == expected.token_id
     run(benchmark, in_turn(process, rows), n_vocab)
+
+
+def test_numpy_reference_in_float64(benchmark: Any, rows: data.Logits, n_vocab: int) -> None:
+    policy = data.policy(n_vocab)
+    run(benchmark, in_turn(lambda row: reference.decide(row, policy), rows), n_vocab)
 
 
 def test_native(benchmark: Any, rows: data.Logits, n_vocab: int, isa: str) -> None:

@@ -3,8 +3,8 @@
     pytest bench/bench_sampling.py --benchmark-only --benchmark-group-by=group
 
 Not measured: decoding. A real context holds a row of logits that is put there before each chain is timed; the
-contenders first sample 200 tokens side by side and must agree on each. Stock has no GUARD in its chain when it is timed,
-so it does less than we do.
+contenders first sample 200 tokens side by side and must agree on each. Stock has no GUARD in its chain when it is
+timed, so it does less than we do.
 """
 
 from __future__ import annotations

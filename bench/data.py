@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 
 import llama_cpp
 import numpy as np
@@ -39,6 +40,27 @@ def policy(n_vocab: int) -> Policy:
     """Five categories and respond at the end of the vocabulary, as the released models have them."""
     categories = [Category(f"c{i}", token_id=n_vocab - 6 + i, threshold=0.3) for i in range(5)]
     return Policy(categories, respond_token_id=n_vocab - 1)
+
+
+def logits_processor(policy: Policy) -> Callable[[Logits], Logits]:
+    """The rule as a llama-cpp-python logits_processor: scores in, all but the decided token's set to -inf."""
+    control = np.array(policy.control_token_ids)
+    thresholds = np.array([c.threshold for c in policy.categories], dtype=np.float64)
+
+    def process(scores: Logits) -> Logits:
+        top = scores.max()
+        weights = np.exp(scores - top)
+        p = weights[control] / weights.sum()
+        q = p / p.sum()
+        passing = q[:-1] >= thresholds
+        if p.sum() < policy.min_control_mass:
+            return scores
+        token = control[int(np.where(passing, q[:-1], -1).argmax())] if passing.any() else control[-1]
+        out = np.full_like(scores, -np.inf)
+        out[token] = scores[token]
+        return out
+
+    return process
 
 
 def environment() -> dict[str, str]:
