@@ -134,10 +134,10 @@ class TokenizerFiles:
             for key, value in table.items():
                 if key.endswith("_token") and (text := token_text(value)):
                     texts.add(text)
-            extra = table.get("additional_special_tokens", table.get("extra_special_tokens"))
-            for value in extra if isinstance(extra, list) else []:
-                if text := token_text(value):
-                    texts.add(text)
+            for key in ("additional_special_tokens", "extra_special_tokens"):
+                extra = table.get(key)
+                values = extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else ()
+                texts.update(text for value in values if (text := token_text(value)))
         return texts
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -426,15 +425,30 @@ def test_broken_tokenizer_json(text: str, message: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_same_vocabulary_as_transformers_saves_it_again(tmp_path: Path) -> None:
-    """Version 5 of transformers rewrites every file of it."""
+@pytest.mark.parametrize("kind", ["bpe", "spm", "spm-json"])
+def test_the_same_vocabulary_as_transformers_saves_it_again(kind: str, tmp_path: Path) -> None:
+    """Version 5 of transformers rewrites every file of it, and leaves only tokenizer.json of a SentencePiece model."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    n = byte_level(tmp_path / "ours", bos="<s>", special=False)
-    files.write_json(tmp_path / "ours", "config.json", {"model_type": "llama", "vocab_size": n})
-    before = load(tmp_path / "ours", n)
-    transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
-    shutil.copy(tmp_path / "ours" / "config.json", tmp_path / "theirs")
-    after = load(tmp_path / "theirs", n)
-    for part in ("model", "pre", "tokens", "types", "merges", "special_ids", "add_special", "chat_templates"):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    if kind == "bpe":
+        n = byte_level(ours, bos="<s>")
+    else:
+        n = files.write_sentencepiece(ours, SPM, model=kind == "spm", decoder=False)
+    files.write_json(ours, "config.json", {"model_type": "llama", "vocab_size": n})
+    before = load(ours, n)
+    transformers.AutoTokenizer.from_pretrained(ours).save_pretrained(theirs)
+    after = load(theirs, n)
+    for part in ("model", "pre", "tokens", "types", "merges", "special_ids", "add_special", "add_space_prefix"):
         assert getattr(after, part) == getattr(before, part), part
+    assert after.chat_templates == before.chat_templates
     assert [(t.id, t.content, t.special) for t in after.added] == [(t.id, t.content, t.special) for t in before.added]
+
+
+@pytest.mark.parametrize("listed", [["<x>"], [{"content": "<x>"}], {"image_token": "<x>"}])
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])
+def test_special_by_being_listed(key: str, listed: Any, tmp_path: Path) -> None:
+    n = byte_level(tmp_path)
+    edit(tmp_path / "tokenizer.json", lambda d: d["added_tokens"].append(files.added_token(n, "<x>", special=False)))
+    assert load(tmp_path, n + 1).types[n] == TokenType.USER_DEFINED
+    files.write_json(tmp_path, "special_tokens_map.json", {key: listed})
+    assert load(tmp_path, n + 1).types[n] == TokenType.CONTROL
