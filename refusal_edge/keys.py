@@ -26,7 +26,7 @@ REACHABLE: Final = ("never", "special", "text")
 _MODEL: Final = -1.0
 _OFF: Final = 2.0
 _DECIMALS: Final = 6
-_CALIBRATION: Final = {
+CALIBRATION_PINS: Final = {
     "method": str,
     "alpha": float,
     "delta": float,
@@ -205,7 +205,9 @@ class _Values:
         if not found:
             return None
         known: dict[type, Callable[[str], Any]] = {str: self.text, int: self.integer, float: self.number}
-        return {name: known[_CALIBRATION[name]](f"calibration.{name}") for name in found if name in _CALIBRATION}
+        return {
+            name: known[CALIBRATION_PINS[name]](f"calibration.{name}") for name in found if name in CALIBRATION_PINS
+        }
 
     def _typed(self, key: str, default: Any, kind: type, expected: str) -> Any:
         value = self.mapping.get(PREFIX + key, default)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+_BOOTSTRAP_BUDGET: Final = 50_000_000  # rows drawn in all
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.bool_]
@@ -65,6 +67,7 @@ def auroc_interval(
     if not len(above) or not len(below):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
+    draws = min(draws, max(100, _BOOTSTRAP_BUDGET // len(scores)))
     labels = np.append(np.ones(len(above), bool), np.zeros(len(below), bool))
     values = [
         auroc(np.append(rng.choice(above, len(above)), rng.choice(below, len(below))), labels) for _ in range(draws)

@@ -15,22 +15,13 @@ from typing import Any, Final
 from refusal_edge.calibrate.fit import Calibration
 from refusal_edge.calibrate.scorefile import Header
 from refusal_edge.errors import InvalidPolicyError
+from refusal_edge.keys import CALIBRATION_PINS
 from refusal_edge.policy import Policy
 
 FORMAT: Final = "refusal-edge-policy"
 VERSION: Final = 1
 MAX_BYTES: Final = 16 << 20
 
-_PINS: Final = {
-    "method": str,
-    "alpha": float,
-    "delta": float,
-    "n": int,
-    "dataset_sha256": str,
-    "template_sha256": str,
-    "file_type": int,
-    "created": str,
-}
 _REQUIRED_PINS: Final = ("method", "n", "dataset_sha256", "template_sha256", "created")
 
 
@@ -135,18 +126,19 @@ def read_policy_file(path: str | Path) -> PolicyFile:
 def _checked_pins(path: Path, calibration: Any) -> dict[str, Any]:
     if not isinstance(calibration, Mapping):
         raise InvalidPolicyError(f"{path}: calibration: expected an object or null, got {calibration!r}")
-    for name, value in calibration.items():
-        kind = _PINS.get(name)
+    checked: dict[str, Any] = dict(calibration)
+    for name, value in checked.items():
+        kind = CALIBRATION_PINS.get(name)
         if kind is None or isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
             raise InvalidPolicyError(
                 f"{path}: calibration.{name}: unknown pin, or a value of the wrong type: {value!r}"
             )
-        if kind is float and not 0 < value < 1:
+        if kind is float and not 0 < checked[name] < 1:
             raise InvalidPolicyError(f"{path}: calibration.{name}: expected a number in (0, 1), got {value!r}")
     for name in _REQUIRED_PINS:
-        if name not in calibration:
+        if name not in checked:
             raise InvalidPolicyError(f"{path}: calibration.{name} is missing")
-    return dict(calibration)
+    return checked
 
 
 def _objects(path: Path, name: str, value: Any) -> tuple[dict[str, Any], ...]:
