@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusal_edge.cli import common, terminal
+from refusal_edge.cli import common, terminal, tokens
 
 if TYPE_CHECKING:
     from refusal_edge.convert.annotate import AnnotateReport
@@ -24,23 +22,7 @@ EXAMPLES = """  refusal-edge annotate zephyr-refusal.Q4_K_M.gguf -o zephyr-edge.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="IN.gguf", type=Path, help="a GGUF file of any architecture")
     parser.add_argument("-o", "--output", metavar="OUT.gguf", type=Path, required=True, help="file to write")
-    parser.add_argument(
-        "--preset", metavar="NAME", help="control tokens to expect: coconot-5 or single (default: find them)"
-    )
-    parser.add_argument(
-        "--token",
-        dest="tokens",
-        action="append",
-        default=[],
-        metavar="ROLE=ID|TEXT",
-        help="a control token; ROLE is respond, a category, or CATEGORY:TITLE; repeatable",
-    )
-    parser.add_argument(
-        "--token-type",
-        default="sealed",
-        metavar="TYPE",
-        help="sealed (default: no text becomes a control token), control or user",
-    )
+    tokens.add_token_arguments(parser)
     parser.add_argument(
         "--threshold",
         dest="thresholds",
@@ -58,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from refusal_edge.convert.annotate import annotate
 
     thresholds = common.parse_thresholds(args.thresholds)
-    with _progress_bar() as progress:
+    with tokens.bytes_bar("copying") as progress:
         report = annotate(
             args.file,
             args.output,
@@ -74,19 +56,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
-
-    with tqdm(desc="copying", unit="B", unit_scale=True, disable=None, leave=False) as bar:
-
-        def advance(written: int, total: int) -> None:
-            bar.total = total
-            bar.update(written - bar.n)
-
-        yield advance
-
-
 def _describe(report: AnnotateReport) -> str:
     verb = "would write" if report.dry_run else "wrote"
     lines = [f"{verb} {report.out}: {report.n_bytes / 1e6:,.1f} MB, {report.seconds:.1f} s", ""]
@@ -95,11 +64,7 @@ def _describe(report: AnnotateReport) -> str:
         lines.append(terminal.table(rows, header=["key", "old", "new"]))
     else:
         lines.append("  nothing changes: the file already says all this")
-    reachable = {
-        "never": "no text becomes a control token (tested in llama.cpp)",
-        "special": "text becomes a control token where special tokens are parsed, as chat front ends do",
-        "text": "text becomes a control token, in any prompt",
-    }[report.stamp.reachable or "text"]
+    reachable = tokens.REACHABLE[report.stamp.reachable or "text"]
     return "\n".join([*lines, "", reachable, *(f"warning: {warning}" for warning in report.warnings)])
 
 
