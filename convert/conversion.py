@@ -13,23 +13,26 @@ from typing import Any
 
 from gguf import Keys
 
-from refusal_edge.errors import FormatError
+from refusal_edge.errors import ConversionError, FormatError
 from refusal_edge.gguf_file import read_gguf
 from refusal_edge.keys import Stamp
 
+from .adapter import Adapter, open_adapter
 from .checkpoint import open_checkpoint
 from .config import Config
 from .control import ControlTokens, find_control_tokens
+from .family import Family
 from .gguf_writer import KeyValue, encode_header
 from .metadata import avoid_phi3, general_keys
 from .partfile import check_free_space, check_target, part_file
 from .plan import Plan, make_plan, vocabulary_rows
-from .rows import StoredRows
+from .recipe import parse_recipe
+from .rows import Rows, StoredRows
 from .selftest import prove
 from .stream import write_all, write_tensors
-from .types import as_stored, parse_recipe
+from .types import as_stored
 from .untrained import untrained_tokens
-from .vocab import load_vocab
+from .vocab import Vocab, load_vocab
 
 MAX_THREADS = 4
 """A thread holds about 20 MB; beyond four the disk is the limit."""
@@ -77,7 +80,9 @@ def convert(
     src: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    adapter: str | os.PathLike[str] | None = None,
     outtype: str = "auto",
+    quantize: str | None = None,
     head: str | None = None,
     preset: str | None = None,
     tokens: Sequence[str] = (),
@@ -92,7 +97,9 @@ def convert(
     """Converts the Hugging Face checkpoint in the folder `src` to the GGUF file `out`.
 
     Args:
+        adapter: folder of a PEFT adapter to merge into `src`; its tokenizer, if it has one, is the model's.
         outtype: type of the matrices, a key of `OUTTYPES`, or "auto": as they are stored.
+        quantize: a mix of block types, a key of `MIXES`, instead of `outtype`.
         head: type of the output head, which holds the control tokens' rows; None: q8_0 under any 4-bit type.
         preset, tokens: the control tokens, see `find_control_tokens`.
         token_type: "sealed", "control" or "user", see `ControlTokens.seal`.
@@ -115,14 +122,18 @@ def convert(
     checkpoint = open_checkpoint(src)
     family = checkpoint.family
     config = family.read_config(checkpoint.config, str(src / "config.json"))
-    sources = {name: StoredRows(tensor) for name, tensor in checkpoint.weights.items()}
+    sources: dict[str, Rows] = {name: StoredRows(tensor) for name, tensor in checkpoint.weights.items()}
+    stored_type = as_stored(sources)
+    lora = None if adapter is None else open_adapter(Path(adapter))
+    if lora is not None:
+        sources = _merge(lora, sources, config, family)
     n_vocab = vocabulary_rows(sources)
     warnings = [*checkpoint.warnings, *family.check(config), *_check_vocab_size(config, n_vocab)]
 
-    recipe = parse_recipe(as_stored(sources) if outtype == "auto" else outtype, head)
+    recipe = parse_recipe(stored_type if outtype == "auto" else outtype, quantize, head, config, family.arch)
     plan = make_plan(family, config, sources, recipe.choose)
 
-    vocab = load_vocab(src, config, n_vocab, arch=family.arch, pre=pre)
+    vocab = _load_vocab(src, lora, config, n_vocab, family.arch, pre)
     control = find_control_tokens(vocab, preset=preset, tokens=tokens)
     warnings += [*vocab.warnings, *control.warnings, *untrained_tokens(sources, control)]
     general, notes = general_keys(
@@ -154,6 +165,30 @@ def convert(
         warnings=tuple(warnings),
         seconds=time.monotonic() - started,
     )
+
+
+def _merge(adapter: Adapter, sources: dict[str, Rows], config: Config, family: Family) -> dict[str, Rows]:
+    tied = family.is_tied(config)
+    if tied and adapter.unties and family.head == "tied":
+        raise config.unsupported(
+            f"the adapter unties the output head from the embedding, which {family.arch} cannot be"
+        )
+    return adapter.merge(sources, tied=tied)
+
+
+def _load_vocab(src: Path, adapter: Adapter | None, config: Config, n_vocab: int, arch: str, pre: str | None) -> Vocab:
+    if adapter is None or not adapter.has_tokenizer:
+        return load_vocab(src, config, n_vocab, arch=arch, pre=pre)
+    try:
+        return load_vocab(adapter.folder, config, n_vocab, arch=arch, pre=pre)
+    except FormatError:
+        raise
+    except ConversionError as error:
+        if adapter.has_embedding:
+            raise
+        raise ConversionError(
+            f"{error}; the adapter holds no embedding, so rows that were trained for it are lost"
+        ) from None
 
 
 def _write(

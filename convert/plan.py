@@ -105,7 +105,7 @@ class _Expected:
 
 def _named_rows(family: Family, config: Config, sources: Mapping[str, Rows]) -> list[tuple[str, Rows]]:
     expected = dict(_expected(family, config, vocabulary_rows(sources), sources))
-    unknown = [name for name in sources if name not in expected and not name.endswith(NOT_WEIGHTS)]
+    unknown = [name for name in sources if not (name in expected or name.endswith(NOT_WEIGHTS) or name == HEAD)]
     if unknown:
         raise ConversionError(_unknown_message(unknown, family))
     missing = [name for name, entry in expected.items() if entry.required and name not in sources]

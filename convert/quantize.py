@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType as Type
 
 from refusal_edge.errors import ConversionError
 
+from .native import quantize_rows
 from .rows import Array, Float32Array, to_float32
 
 Bytes = npt.NDArray[np.uint8]
@@ -42,13 +43,10 @@ def encode(rows: Array, dtype: str, kind: Type) -> Array:
     """
     if SAME_BYTES.get(dtype) is kind:
         return np.ascontiguousarray(rows)
-    values = to_float32(rows, dtype)
-    encoder = _ENCODERS.get(kind)
-    if encoder is None:
-        from .native import quantize_chunk
-
-        encoder = lambda values: quantize_chunk(values, kind)  # noqa: E731
-    return encoder(np.ascontiguousarray(values))
+    values = np.ascontiguousarray(to_float32(rows, dtype))
+    if kind in _ENCODERS:
+        return _ENCODERS[kind](values)
+    return quantize_rows(values, kind, row_bytes(values.shape[-1], kind))
 
 
 def _float32(values: Float32Array) -> Array:

@@ -10,8 +10,8 @@ import math
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,22 +28,26 @@ READABLE: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<
 """How a stored dtype looks in NumPy; bfloat16 as its bits."""
 
 
+MAX_KEPT = 8
+"""Small matrices of an adapter in memory: two for each thread."""
+
+
 class OpenFiles:
     """The source files, each opened once and read at explicit offsets, so that threads can share them."""
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
+        self._kept: OrderedDict[Rows, Float32Array] = OrderedDict()
         self._lock = threading.Lock()
 
     def __enter__(self) -> OpenFiles:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+        self._kept.clear()
 
     def read(self, path: Path, offset: int, n_bytes: int) -> bytes:
         """`n_bytes` bytes at `offset` of `path`.
@@ -62,6 +66,19 @@ class OpenFiles:
                 raise FormatError(f"{path}: ended at byte {offset + len(data)} while it was being read")
             data += more
         return data
+
+    def kept(self, rows: Rows) -> Float32Array:
+        """All of a small matrix as float32, which every chunk of a large one needs; the last few are remembered."""
+        with self._lock:
+            if rows in self._kept:
+                self._kept.move_to_end(rows)
+                return self._kept[rows]
+        values = to_float32(rows.read(self, 0, rows.n_rows), rows.dtype)
+        with self._lock:
+            self._kept[rows] = values
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        return values
 
 
 class Rows(ABC):

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
-
-from refusal_edge.errors import ConversionError
 
 from .quantize import fits
 from .rows import Rows
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
-
-HEAD_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0")
 
 
 @dataclass(frozen=True)
@@ -65,19 +61,3 @@ def head_name(tensors: Shapes) -> str:
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether llama.cpp's converter stores the tensor in anything but float32."""
     return len(shape) > 1 and name.endswith(".weight") and not name.endswith("_norm.weight")
-
-
-def parse_recipe(outtype: str, head: str | None) -> Recipe:
-    """The recipe of `--outtype` and `--head`; without a head the recipe's own.
-
-    Raises:
-        ConversionError: an unknown type.
-    """
-    if outtype.lower() not in OUTTYPES:
-        raise ConversionError(f"--outtype {outtype!r}: allowed are auto, {', '.join(OUTTYPES)}")
-    recipe = OUTTYPES[outtype.lower()]
-    if head is None:
-        return recipe
-    if head.lower() not in HEAD_TYPES:
-        raise ConversionError(f"--head {head!r}: allowed are {', '.join(HEAD_TYPES)}")
-    return replace(recipe, head=Type[head.upper()])

@@ -16,6 +16,8 @@ SUMMARY = "Convert a Hugging Face refusal-token fine-tune to GGUF."
 EXAMPLES = """\
   refusal-edge convert zephyr-refusal/ -o zephyr-refusal.gguf
   refusal-edge convert zephyr-refusal/ -o small.gguf --outtype q8_0
+  refusal-edge convert zephyr-refusal/ -o laptop.gguf --quantize Q4_K_M
+  refusal-edge convert llama-3-8b/ -o tuned.gguf --adapter my-lora/
   refusal-edge convert my-model/ -o my-model.gguf --token respond=32001 --token "safety=[no]"
   refusal-edge convert my-model/ -o my-model.gguf --dry-run"""
 
@@ -25,11 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "src", metavar="SRC", type=Path, help="folder with config.json, safetensors and tokenizer files"
     )
     parser.add_argument("-o", "--output", metavar="OUT.gguf", type=Path, required=True, help="file to write")
+    parser.add_argument("--adapter", metavar="DIR", type=Path, help="PEFT adapter to merge (LoRA, rsLoRA, DoRA)")
     parser.add_argument(
         "--outtype",
         default="auto",
         metavar="TYPE",
         help="type of the matrices: auto (as stored), f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0",
+    )
+    parser.add_argument(
+        "--quantize",
+        metavar="MIX",
+        help="a mix instead of one type: Q2_K, Q3_K_S/M/L, Q4_K_S/M, Q5_K_S/M, Q6_K, IQ3_S/M, IQ4_NL, IQ4_XS",
     )
     parser.add_argument("--head", metavar="TYPE", help="type of the output head (default: q8_0 under any 4-bit type)")
     parser.add_argument(
@@ -66,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
         report = convert(
             args.src,
             args.output,
+            adapter=args.adapter,
             outtype=args.outtype,
+            quantize=args.quantize,
             head=args.head,
             preset=args.preset,
             tokens=args.tokens,
