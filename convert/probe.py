@@ -1,8 +1,8 @@
-"""Asks stock llama.cpp, in a process of its own, which tokens it makes of some texts.
+"""Asks stock llama.cpp which tokens it makes of some texts.
 
-In its own process because llama.cpp aborts on some broken vocabularies, and because its copy of the vocabulary does
-not count towards the converter's memory. Reads {"path", "texts"} as JSON; prints {"plain", "special"}, the token ids of
-each text without and with special tokens parsed.
+Run as a process of its own: llama.cpp aborts on some broken vocabularies, and its copy of the vocabulary does not count
+towards the converter's memory. Reads {"path", "texts"} as JSON; prints {"plain", "special"}, the token ids of each text
+without and with special tokens parsed.
 """
 
 from __future__ import annotations
@@ -10,29 +10,37 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-from typing import Any
+from typing import Any, Final
+
+LOG_LEVEL_ERROR: Final = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
 
 
-def main() -> None:
+def tokenize(path: str, texts: list[str]) -> dict[str, list[list[int]]]:
+    """Token ids of each text, "plain" and "special"; only the vocabulary of the file is loaded.
+
+    Raises:
+        ValueError: llama.cpp does not load it; says what it says.
+    """
     import llama_cpp
 
-    request = json.load(sys.stdin)
-    silent = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(silent, ctypes.c_void_p())
+    errors = []
+
+    def note_error(level: int, text: bytes, _: object) -> None:
+        if level == LOG_LEVEL_ERROR:
+            errors.append(text.decode(errors="replace").strip())
+
+    callback = llama_cpp.llama_log_callback(note_error)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p())
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
-    model = llama_cpp.llama_model_load_from_file(request["path"].encode(), params)
+    model = llama_cpp.llama_model_load_from_file(path.encode(), params)
     if not model:
-        raise SystemExit("llama.cpp cannot load the vocabulary")
+        raise ValueError(f"llama.cpp cannot load the vocabulary: {errors[0] if errors else 'no reason given'}")
     vocab = llama_cpp.llama_model_get_vocab(model)
-    print(
-        json.dumps(
-            {
-                "plain": [_tokenize(vocab, text, parse_special=False) for text in request["texts"]],
-                "special": [_tokenize(vocab, text, parse_special=True) for text in request["texts"]],
-            }
-        )
-    )
+    return {
+        name: [_tokenize(vocab, text, parse_special=special) for text in texts]
+        for name, special in (("plain", False), ("special", True))
+    }
 
 
 def _tokenize(vocab: Any, text: str, *, parse_special: bool) -> list[int]:
@@ -43,9 +51,12 @@ def _tokenize(vocab: Any, text: str, *, parse_special: bool) -> list[int]:
     tokens = (llama_token * room)()
     n = llama_tokenize(vocab, data, len(data), tokens, room, False, parse_special)
     if n < 0:
-        raise SystemExit(f"llama_tokenize needs {-n} tokens for {len(data)} bytes")
+        raise ValueError(f"llama.cpp makes {-n} tokens of {len(data)} bytes")
     return list(tokens[:n])
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        print(json.dumps(tokenize(**json.load(sys.stdin))))
+    except ValueError as error:
+        sys.exit(str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from refusal_edge.byte_level import encode
 from refusal_edge.errors import ConversionError
 from refusal_edge.keys import REACHABLE
 
+from . import probe
 from .control import ControlTokens
 from .gguf_writer import KeyValue, encode_header
 from .vocab import Vocab
@@ -73,10 +75,17 @@ def _texts(control: ControlTokens) -> list[str]:
 
 
 def _ask(path: Path, texts: list[str]) -> dict[str, list[list[int]]]:
+    """The answer of `probe`, in a process of its own where this program can start one."""
+    if getattr(sys, "frozen", False) or not sys.executable:  # inside an application, which is no Python to run
+        try:
+            return probe.tokenize(str(path), texts)
+        except ValueError as error:
+            raise ConversionError(f"{path}: self-test: {error}") from None
     try:
         child = subprocess.run(
-            [sys.executable, "-m", f"{__package__}.probe"],
+            [sys.executable, "-m", probe.__name__],
             input=json.dumps({"path": str(path), "texts": texts}),
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
             capture_output=True,
             text=True,
             timeout=TIMEOUT_SECONDS,
@@ -85,10 +94,17 @@ def _ask(path: Path, texts: list[str]) -> dict[str, list[list[int]]]:
     except subprocess.TimeoutExpired:
         raise ConversionError(f"{path}: self-test: llama.cpp needed more than {TIMEOUT_SECONDS} s") from None
     if child.returncode != 0:
-        reason = (child.stderr.strip().splitlines() or [f"it died with status {child.returncode}"])[-1]
-        raise ConversionError(f"{path}: self-test: {reason}")
+        raise ConversionError(f"{path}: self-test: {_reason(child)}")
     answer: dict[str, list[list[int]]] = json.loads(child.stdout)
     return answer
+
+
+def _reason(child: subprocess.CompletedProcess[str]) -> str:
+    lines = child.stderr.strip().splitlines()
+    for line in lines:
+        if "GGML_ASSERT" in line:
+            return f"llama.cpp aborts: {line[line.index('GGML_ASSERT') :]}"
+    return lines[-1] if lines else f"llama.cpp died with status {child.returncode}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_a_vocabulary_that_llama_cpp_does_not_load_is_one_line(tmp_path: Path) -
     vocab = runnable(bpe("[refuse]", "[respond]"))
     control = find_control_tokens(vocab)
     unknown = Vocab(**{**vars(vocab), "pre": "no-such-thing"})
-    with pytest.raises(ConversionError, match=r"self-test: llama.cpp cannot load the vocabulary"):
+    with pytest.raises(ConversionError, match=r"cannot load the vocabulary: .*'no-such-thing'"):
         self_test(write_vocab(tmp_path / "x.gguf", unknown.kv()), control)
 
 
@@ -111,5 +112,17 @@ def test_an_abort_of_llama_cpp_does_not_take_us_down(tmp_path: Path) -> None:
     vocab = runnable(bpe("[refuse]", "[respond]"))
     control = find_control_tokens(vocab)
     vocab.tokens[5] = vocab.tokens[6]  # llama.cpp asserts that texts are unique
-    with pytest.raises(ConversionError, match="self-test: "):
+    with pytest.raises(ConversionError, match=r"self-test: llama\.cpp aborts: GGML_ASSERT"):
         self_test(write_vocab(tmp_path / "x.gguf", vocab.kv()), control)
+
+
+def test_inside_an_application_it_runs_in_the_same_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", "/no/python/here")
+    vocab = runnable(bpe("[refuse]", "[respond]"))
+    control = find_control_tokens(vocab)
+    path = write_vocab(tmp_path / "x.gguf", control.seal(vocab).kv())
+    assert self_test(path, control).worst == "never"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(ConversionError, match="cannot load the vocabulary"):
+        self_test(path, control)
