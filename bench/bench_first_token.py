@@ -2,8 +2,9 @@
 
     pytest bench/bench_first_token.py --benchmark-only
 
-Both apply the same rule and are timed as llama-cpp-python runs them, a greedy chain on a real context, one token; decoding is not in it. The
-logits_processor costs this on every token of the answer, ours only on the first. They agree first, on every row.
+Both apply the same rule and are timed as llama-cpp-python runs them: a greedy chain on a real context, one token,
+decoding not included. The logits_processor costs this on every token of the answer, ours only on the first. They agree
+first, on every row.
 """
 
 from __future__ import annotations
