@@ -1,4 +1,4 @@
-"""Bounded mutation fuzzing: seeded, a second or two in the test suite, longer with REFUSAL_EDGE_FUZZ_SECONDS."""
+"""Bounded mutation fuzzing: seeded, half a second per target in the test suite, longer with REFUSAL_EDGE_FUZZ_SECONDS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from refusal_edge.errors import RefusalEdgeError
 
-SECONDS = float(os.environ.get("REFUSAL_EDGE_FUZZ_SECONDS", "1.5"))
+SECONDS = float(os.environ.get("REFUSAL_EDGE_FUZZ_SECONDS", "0.5"))
 SEED = int(os.environ.get("REFUSAL_EDGE_FUZZ_SEED", "1"))
 NUMBERS = (
     0,

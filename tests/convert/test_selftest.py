@@ -62,11 +62,12 @@ def test_no_text_reaches_a_sealed_token(kind: str, tmp_path: Path) -> None:
 
 
 def test_each_type_is_reached_as_the_specification_says(tmp_path: Path) -> None:
-    vocab, control = real("spm", tmp_path)
-    assert proven(vocab, control, "control", tmp_path).reachability.worst == "special"
-    result = proven(vocab, control, "user", tmp_path)
-    assert result.reachability.by_token == dict.fromkeys(control.ids, "text")
-    assert result.token_type == "user"
+    vocab = runnable(bpe("[refuse]", "[respond]"))
+    control = find_control_tokens(vocab)
+    for token_type, expected in (("control", "special"), ("user", "text")):
+        result = proven(vocab, control, token_type, tmp_path)
+        assert result.token_type == token_type
+        assert result.reachability.by_token == dict.fromkeys(control.ids, expected)
 
 
 def runnable(vocab: Vocab) -> Vocab:
@@ -93,11 +94,9 @@ def test_a_token_that_words_reach_becomes_control(text: str, tmp_path: Path) -> 
 def test_the_finished_file_can_be_asked(tmp_path: Path) -> None:
     vocab = runnable(bpe("[refuse]", "[respond]"))
     control = find_control_tokens(vocab)
-    for token_type, expected in (("sealed", "never"), ("control", "special"), ("user", "text")):
-        path = write_vocab(tmp_path / f"{token_type}.gguf", control.seal(vocab, token_type).kv())
-        result = self_test(path, control)
-        assert result.worst == expected
-        assert result.n_texts > 20
+    result = self_test(write_vocab(tmp_path / "x.gguf", control.seal(vocab).kv()), control)
+    assert result.worst == "never"
+    assert result.n_texts > 20
 
 
 def test_a_vocabulary_that_llama_cpp_does_not_load_is_one_line(tmp_path: Path) -> None:

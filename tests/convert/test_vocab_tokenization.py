@@ -52,7 +52,7 @@ def test_byte_level_bpe_equals_tokenizers(pre: str, tmp_path: Path) -> None:
 
 def test_user_defined_control_tokens_equal_tokenizers(tmp_path: Path) -> None:
     """`--token-type user` is what the model was trained with: the text is the token."""
-    real, pre_tokenizer, options = BYTE_LEVEL["llama-bpe"]
+    real, pre_tokenizer, options = BYTE_LEVEL["smaug-bpe"]
     n = files.write_byte_level(tmp_path, real_vocabularies.load(real), pre_tokenizer, **options)
     vocab = load_vocab(tmp_path, {}, n, arch="llama")
     expected = reference_ids(tmp_path, TEXTS)
