@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from .partfile import check_free_space, check_target, part_file
 from .plan import Plan, make_plan, vocabulary_rows
 from .recipe import parse_recipe
 from .rows import Rows, StoredRows
-from .selftest import prove
+from .selftest import prove, scratch_file
 from .stream import write_all, write_tensors
 from .types import as_stored
 from .untrained import untrained_tokens
@@ -140,7 +138,7 @@ def convert(
         src, checkpoint.config, family.arch, name=name, n_params=plan.n_params, file_type=recipe.file_type
     )
     general = avoid_phi3(general, vocab.tokens)
-    with _scratch_file(out, dry_run=dry_run) as scratch:
+    with scratch_file(out, dry_run=dry_run) as scratch:
         proven = prove(vocab, control, token_type, arch=family.arch, name=_name_in(general), scratch=scratch)
     warnings += [*notes, *proven.warnings]
     stamp = control.stamp(token_type=proven.token_type, reachable=proven.reachability.worst)
@@ -237,13 +235,3 @@ def _check_vocab_size(config: Config, n_vocab: int) -> Iterator[str]:
 
 def _name_in(general: Sequence[KeyValue]) -> str | None:
     return next((pair.value for pair in general if pair.key == Keys.General.NAME), None)
-
-
-@contextmanager
-def _scratch_file(out: Path, *, dry_run: bool) -> Iterator[Path]:
-    """Where the self-test may put a vocabulary: next to `out`, unless nothing at all may be written there."""
-    if not dry_run:
-        yield out.with_name(out.name + ".vocab.part")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / "vocab.gguf"

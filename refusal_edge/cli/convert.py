@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from refusal_edge.cli import terminal, tokens
 
 if TYPE_CHECKING:
     from refusal_edge.convert import Report
 
-SUMMARY = "Convert a Hugging Face refusal-token fine-tune to GGUF."
+SUMMARY = "convert a Hugging Face refusal-token fine-tune to GGUF"
 EXAMPLES = """\
   refusal-edge convert zephyr-refusal/ -o zephyr-refusal.gguf
   refusal-edge convert zephyr-refusal/ -o small.gguf --outtype q8_0
@@ -40,23 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a mix instead of one type: Q2_K, Q3_K_S/M/L, Q4_K_S/M, Q5_K_S/M, Q6_K, IQ3_S/M, IQ4_NL, IQ4_XS",
     )
     parser.add_argument("--head", metavar="TYPE", help="type of the output head (default: q8_0 under any 4-bit type)")
-    parser.add_argument(
-        "--preset", metavar="NAME", help="control tokens to expect: coconot-5 or single (default: find them)"
-    )
-    parser.add_argument(
-        "--token",
-        dest="tokens",
-        action="append",
-        default=[],
-        metavar="ROLE=ID|TEXT",
-        help="a control token; ROLE is respond, a category, or CATEGORY:TITLE; repeatable",
-    )
-    parser.add_argument(
-        "--token-type",
-        default="sealed",
-        metavar="TYPE",
-        help="sealed (default: no text becomes a control token), control or user",
-    )
+    tokens.add_token_arguments(parser)
     parser.add_argument("--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, if it is not recognised")
     parser.add_argument("--name", help="name of the model (default: what the checkpoint says)")
     parser.add_argument(
@@ -70,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from refusal_edge.convert import convert
 
-    with _progress_bar() as progress:
+    with tokens.bytes_bar("converting") as progress:
         report = convert(
             args.src,
             args.output,
@@ -92,33 +76,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
-
-    with tqdm(desc="converting", unit="B", unit_scale=True, disable=None, leave=False) as bar:
-
-        def advance(written: int, total: int) -> None:
-            bar.total = total
-            bar.update(written - bar.n)
-
-        yield advance
-
-
 def _describe(report: Report) -> str:
-    from refusal_edge.cli.terminal import table
-
     verb = "would write" if report.dry_run else "wrote"
     lines = [
         f"{verb} {report.out}: {report.arch} {report.file_type}, {report.n_params / 1e6:,.1f}M parameters, "
         f"{report.n_bytes / 1e6:,.1f} MB, {report.seconds:.1f} s",
         "",
-        table([[t.slug, str(t.id), repr(t.text)] for t in report.control], header=["role", "id", "text"]),
+        terminal.table([[t.slug, str(t.id), repr(t.text)] for t in report.control], header=["role", "id", "text"]),
         "",
-        {
-            "never": "no text becomes a control token (tested in llama.cpp)",
-            "special": "text becomes a control token where special tokens are parsed, as chat front ends do",
-            "text": "text becomes a control token, in any prompt",
-        }[report.stamp.reachable or "text"],
+        tokens.REACHABLE[report.stamp.reachable or "text"],
     ]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in report.warnings)])

@@ -1,4 +1,4 @@
-"""Bounded mutation fuzzing: seeded, half a second per target in the test suite, longer with REFUSAL_EDGE_FUZZ_SECONDS."""
+"""Bounded mutation fuzzing: seeded; half a second each in the test suite, longer with REFUSAL_EDGE_FUZZ_SECONDS."""
 
 from __future__ import annotations
 
