@@ -42,19 +42,19 @@ def test_sentencepiece_json_mutants(tmp_path: Path) -> None:
     _try_mutants(tmp_path, seeds, n_rows)
 
 
+def load_vocab_and_seal(folder: Path, n_rows: int) -> None:
+    vocab = load_vocab(folder, {"eos_token_id": [2, None, -1]}, n_rows, arch="llama")
+    encode_header(find_control_tokens(vocab).seal(vocab).kv(), [])
+
+
 def _try_mutants(folder: Path, seeds: dict[str, bytes], n_rows: int) -> None:
     """Mutates values of the JSON as well as its text, so that most mutants still parse."""
-
-    def load() -> None:
-        vocab = load_vocab(folder, {"eos_token_id": [2, None, -1]}, n_rows, arch="llama")
-        encode_header(find_control_tokens(vocab).seal(vocab).kv(), [])
-
     messages = set()
     for name, seed in seeds.items():
         wrong = _wrong_values(seed)
         for number, mutant in chain(enumerate(wrong), mutations([seed, *wrong])):
             (folder / name).write_bytes(mutant)
-            messages.add(message_of(number, load))
+            messages.add(message_of(number, lambda: load_vocab_and_seal(folder, n_rows)))
         (folder / name).write_bytes(seed)
     assert None in messages
     assert len(messages) > 10
