@@ -1,0 +1,79 @@
+"""Tokens a second from the second token of an answer on: refusal_edge.Llama against llama_cpp.Llama on the same file.
+
+    python bench/bench_end_to_end.py [--tokens 96] [--rounds 5] [--threads N] [--json]
+
+A model of 225M parameters with noise for weights (it costs as much to compute as any other), 128k tokens, default
+sampling. What is timed is `generate` after its first token, so the decision and the prompt are not in it. Before
+anything is timed both must give the same tokens for the same seed. The contenders take turns; the ratio is the median of the
+rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import data
+import llama_cpp
+from bench_batch import write_model
+
+from refusal_edge import Llama
+
+PROMPT = [1, *range(400, 440)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--tokens", type=int, default=96, metavar="N")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(write_model(Path(folder) / "random.gguf"), args.tokens, args.rounds, args.threads)
+    if args.json:
+        print(json.dumps(result, indent=2))
+    else:
+        for name, value in result.items():
+            print(f"{name:24} {value}")
+    return 0
+
+
+def measure(path: Path, n_tokens: int, n_rounds: int, n_threads: int) -> dict[str, Any]:
+    settings: dict[str, Any] = {"n_ctx": 512, "n_threads": n_threads, "verbose": False, "seed": 1}
+    ours, stock = Llama(path, **settings), llama_cpp.Llama(str(path), **settings)
+    ours.policy = ours.policy.replace(min_control_mass=1.0)  # nothing is forced: the first token is sampled as well
+    for llm in (ours, stock):
+        llm.set_seed(11)
+    if (a := answer(ours, n_tokens)[0]) != (b := answer(stock, n_tokens)[0]):
+        raise SystemExit(f"the contenders do not agree: {a[:8]} ... {b[:8]} ...")
+    pairs = [(answer(ours, n_tokens)[1], answer(stock, n_tokens)[1]) for _ in range(n_rounds)]
+    return {
+        "tokens/s with us": round(statistics.median(o for o, _ in pairs), 1),
+        "tokens/s without": round(statistics.median(s for _, s in pairs), 1),
+        "ratio": round(statistics.median(o / s for o, s in pairs), 4),
+        "threads": n_threads,
+        **data.environment(),
+    }
+
+
+def answer(llm: llama_cpp.Llama, n_tokens: int) -> tuple[list[int], float]:
+    """The tokens, and how many a second came after the first."""
+    llm.reset()
+    stream = llm.generate(PROMPT)
+    tokens = [next(stream)]
+    start = time.perf_counter()
+    tokens += [next(stream) for _ in range(n_tokens - 1)]
+    rate = (n_tokens - 1) / (time.perf_counter() - start)
+    stream.close()
+    return tokens, rate
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
