@@ -20,7 +20,7 @@ def quantize_rows(values: Float32Array, kind: Type, row_bytes: int) -> Array:
     """Contiguous `values`, shape (rows, cols), as rows of `row_bytes` bytes of the ggml type `kind`.
 
     Raises:
-        ConversionError: the result has a scale that is NaN or infinite, so the weights have too.
+        ConversionError: ggml finds the result invalid.
         HostError: llama-cpp-python's ggml has no such function.
     """
     n_rows, n_cols = values.shape
@@ -28,7 +28,9 @@ def quantize_rows(values: Float32Array, kind: Type, row_bytes: int) -> Array:
     ggml = _ggml()
     n_bytes = ggml.ggml_quantize_chunk(int(kind), values.ctypes.data, out.ctypes.data, 0, n_rows, n_cols, None)
     if n_bytes != out.nbytes or not ggml.ggml_validate_row_data(int(kind), out.ctypes.data, out.nbytes):
-        raise ConversionError(f"quantized to {kind.name}, a scale is NaN or infinite; the checkpoint is broken")
+        raise ConversionError(
+            f"quantized to {kind.name}, it has blocks that ggml calls invalid; the checkpoint is broken"
+        )
     return out
 
 

@@ -46,6 +46,7 @@ def encode(rows: Array, dtype: str, kind: Type) -> Array:
     values = np.ascontiguousarray(to_float32(rows, dtype))
     if kind in _ENCODERS:
         return _ENCODERS[kind](values)
+    _check_finite(values)
     return quantize_rows(values, kind, row_bytes(values.shape[-1], kind))
 
 
@@ -86,8 +87,7 @@ def _q8_0(values: Float32Array) -> Bytes:
         scaled = np.abs(x)
         # The bits of non-negative floats sort like the floats, and NumPy reduces integers three times faster.
         scales = np.maximum.reduceat(scaled.view(np.int32).ravel(), starts[: len(x)]).view(np.float32) / np.float32(127)
-        if not np.isfinite(scales).all():
-            raise ConversionError(_BROKEN)
+        _check_finite(scales)
         with np.errstate(divide="ignore", over="ignore"):
             inverse = np.where(scales == 0, np.float32(0), np.float32(1) / scales)
         np.multiply(x, inverse[:, None], out=scaled)
@@ -102,12 +102,16 @@ def _q8_0(values: Float32Array) -> Bytes:
 
 def _with_gguf(kind: Type) -> Callable[[Float32Array], Array]:
     def encode_blocks(values: Float32Array) -> Array:
-        if not np.isfinite(values).all():
-            raise ConversionError(_BROKEN)
+        _check_finite(values)
         blocks: Bytes = quants.quantize(values, kind)
         return blocks
 
     return encode_blocks
+
+
+def _check_finite(values: Float32Array) -> None:
+    if not np.isfinite(values).all():
+        raise ConversionError(_BROKEN)
 
 
 _ENCODERS: dict[Type, Callable[[Float32Array], Array]] = {

@@ -1,0 +1,385 @@
+"""The conversion as a whole: what it says about bad input, and that it leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import CONTROL_TEXTS, write_checkpoint, write_json, write_safetensors
+
+from refusal_edge.cli import main
+from refusal_edge.convert import convert
+from refusal_edge.errors import ConversionError, FormatError
+from refusal_edge.gguf_file import read_gguf
+from refusal_edge.keys import Stamp
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model")
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Changes keys of a JSON file; None removes one."""
+    values = json.loads(path.read_text()) | changes
+    write_json(path, {key: value for key, value in values.items() if value is not None})
+
+
+def edit_config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", **changes)
+
+
+def cut(name: str, n_bytes: int) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - n_bytes)
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def only_pickle(folder: Path) -> None:
+    for path in folder.glob("model*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+
+
+def drop_rows(folder: Path) -> None:
+    """resize_token_embeddings was forgotten: three tokens have no row."""
+    for path in folder.glob("model*"):
+        path.unlink()
+    donor = write_checkpoint(folder.parent / "donor", tokens=CONTROL_TEXTS[:3])
+    for path in donor.glob("model*"):
+        shutil.copy(path, folder)
+
+
+def untie_rows(folder: Path) -> None:
+    """The head was not resized with the embedding."""
+    donor = write_checkpoint(folder.parent / "donor", shards=1, tokens=CONTROL_TEXTS[:3])
+    from refusal_edge.convert.safetensors import read_header
+
+    shutil.rmtree(folder)
+    shutil.copytree(donor, folder)
+    header = read_header(folder / "model.safetensors")
+    arrays = [
+        (name, np.zeros((tensor.shape[0] + (3 if name == "lm_head.weight" else 0), *tensor.shape[1:]), np.float32))
+        for name, tensor in header.items()
+    ]
+    write_safetensors(folder / "model.safetensors", arrays)
+
+
+def add_tensor(name: str, shape: tuple[int, ...] = (4, 4)) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors.index.json").unlink()
+        for path in folder.glob("model-*"):
+            path.unlink()
+        donor = write_checkpoint(folder.parent / "donor", shards=1, dtype="F32")
+        from refusal_edge.convert.safetensors import read_header
+
+        header = read_header(donor / "model.safetensors")
+        arrays = [(key, np.zeros(tensor.shape, np.float32)) for key, tensor in header.items() if key != name]
+        write_safetensors(folder / "model.safetensors", [*arrays, (name, np.zeros(shape, np.float32))])
+
+    return change
+
+
+SHARD = "model-00002-of-00002.safetensors"
+BAD: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
+    "no folder": (shutil.rmtree, {}, "is not there; SRC must be the folder"),
+    "no config": (remove("config.json"), {}, "has no config.json"),
+    "missing shard": (remove(SHARD), {}, f"1 of 2 shards are missing ('{SHARD}')"),
+    "truncated shard": (cut(SHARD, 100), {}, "is truncated"),
+    "shard cut in its header": (lambda folder: os.truncate(folder / SHARD, 50), {}, "claims a header"),
+    "tokens without rows": (drop_rows, {}, "[respond]"),
+    "head not resized": (untie_rows, {}, "resize both"),
+    "no control tokens": (lambda folder: rewrite(folder, tokens=(" [a]", " [b]")), {}, "no control tokens found"),
+    "two roles": (lambda folder: None, {"tokens": ["respond=272", "safety=272"]}, "two roles"),
+    "unknown token": (lambda folder: None, {"tokens": ["respond=[nope]"]}, "no added token has this text"),
+    "unknown preset": (lambda folder: None, {"preset": "seven"}, "--preset"),
+    "unknown token type": (lambda folder: None, {"token_type": "secret"}, "--token-type"),
+    "unknown architecture": (
+        edit_config(architectures=["FalconForCausalLM"]),
+        {},
+        "'FalconForCausalLM' is not supported",
+    ),
+    "mixture by name": (edit_config(architectures=["MixtralForCausalLM"]), {}, "mixtures of experts are out of scope"),
+    "no architecture": (edit_config(architectures=None), {}, "architectures must be a list of one name"),
+    "mixture of experts": (edit_config(num_local_experts=8), {}, "mixture of experts"),
+    "quantized": (edit_config(quantization_config={"quant_method": "gptq"}), {}, "quantized"),
+    "vision": (edit_config(vision_config={"hidden_size": 8}), {}, "multimodal"),
+    "remote code": (edit_config(auto_map={"AutoModel": "x.Y"}), {}, "auto_map"),
+    "pickle only": (only_pickle, {}, "only pickle weights"),
+    "unknown weight": (add_tensor("model.layers.0.mlp.experts.0.w1.weight"), {}, "1 weights are not part of"),
+    "missing weight": (edit_config(num_hidden_layers=3), {}, "weights are missing, first model.layers.2"),
+    "wrong shape": (edit_config(intermediate_size=64), {}, "has shape [128, 64], config.json implies [64, 64]"),
+    "no head": (lambda folder: rewrite(folder, tied=True, config={"tie_word_embeddings": False}), {}, "lm_head.weight"),
+    "wrong activation": (edit_config(hidden_act="gelu"), {}, "hidden_act 'gelu' is not implemented"),
+    "unknown rope": (edit_config(rope_scaling={"rope_type": "spiral"}), {}, "rope scaling 'spiral'"),
+    "too many layers": (edit_config(num_hidden_layers=513), {}, "num_hidden_layers must be an integer in [1, 512]"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), {}, "not valid JSON"),
+    "key twice": (lambda folder: (folder / "config.json").write_text('{"a": 1, "a": 2}'), {}, "'a' appears twice"),
+    "a GGUF file": (lambda folder: None, {"src": "some.gguf"}, "annotate"),
+    "an adapter": (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), {}, "--adapter"),
+    "no adapter there": (lambda folder: None, {"adapter": "nowhere"}, "adapter_config.json"),
+}
+
+
+def rewrite(folder: Path, **options: Any) -> None:
+    shutil.rmtree(folder)
+    write_checkpoint(folder, **options)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(name: str, folder: Path, tmp_path: Path) -> None:
+    change, options, message = BAD[name]
+    change(folder)
+    source = tmp_path / options.pop("src", "model") if "src" in options else folder
+    if source.suffix == ".gguf":
+        source.write_bytes(b"GGUF")
+    options = {key: str(tmp_path / value) if key == "adapter" else value for key, value in options.items()}
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConversionError) as error:
+        convert(source, tmp_path / "out.gguf", **options)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_nan_weights_leave_nothing(folder: Path, tmp_path: Path) -> None:
+    weight = np.zeros((64, 64), np.float32)
+    weight[3, 3] = np.nan
+    add_tensor("model.layers.1.self_attn.o_proj.weight", (64, 64))(folder)
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-64 * 64 * 4 :] = weight.tobytes()
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(ConversionError, match=r"blk\.1\.attn_output\.weight: a weight is NaN or infinite"):
+        convert(folder, tmp_path / "out.gguf", outtype="q8_0")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_file_that_shrinks_while_it_is_read_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    def shrink(written: int, total: int) -> None:
+        os.truncate(folder / SHARD, 3000)
+
+    with pytest.raises(FormatError, match="while it was being read"):
+        convert(folder, tmp_path / "out.gguf", progress=shrink)
+    assert not list(tmp_path.glob("out*"))
+
+
+# The output file
+
+
+def test_existing_output_needs_force(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"precious")
+    with pytest.raises(ConversionError, match="use --force"):
+        convert(folder, out)
+    assert out.read_bytes() == b"precious"
+    convert(folder, out, force=True)
+    assert out.read_bytes()[:4] == b"GGUF"
+
+
+@pytest.mark.parametrize(("out", "message"), [("sub/out.gguf", "does not exist"), (".", "is a folder")])
+def test_output_must_be_a_file_in_a_folder(folder: Path, tmp_path: Path, out: str, message: str) -> None:
+    with pytest.raises(ConversionError, match=message):
+        convert(folder, tmp_path / out)
+
+
+def test_dry_run_writes_nothing_and_knows_the_size(folder: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    planned = convert(folder, tmp_path / "out.gguf", dry_run=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    written = convert(folder, tmp_path / "out.gguf")
+    assert (tmp_path / "out.gguf").stat().st_size == planned.n_bytes == written.n_bytes
+
+
+def test_too_little_space_is_seen_before_writing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(ConversionError, match=r"0 MB free; free some space"):
+        convert(folder, tmp_path / "out.gguf")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_the_same_input_gives_the_same_file(folder: Path, tmp_path: Path) -> None:
+    for threads in (1, 4):
+        convert(folder, tmp_path / f"{threads}.gguf", threads=threads)
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "4.gguf").read_bytes()
+
+
+def test_the_file_carries_its_policy(folder: Path, tmp_path: Path) -> None:
+    report = convert(folder, tmp_path / "out.gguf", preset="coconot-5", name="My model")
+    with read_gguf(tmp_path / "out.gguf") as file:
+        assert Stamp.from_kv(file.kv, file.n_vocab()) == report.stamp
+        assert file.kv["general.name"] == "My model"
+    assert report.stamp.reachable == "never"
+    assert [category.id for category in report.stamp.categories] == [
+        *("humanizing", "incomplete", "indeterminate", "safety", "unsupported"),
+    ]
+
+
+def test_a_name_with_phi3_does_not_break_llama_cpp(folder: Path, tmp_path: Path) -> None:
+    """llama.cpp looks up "</s>" in every vocabulary of a model whose name has "phi3" in it, and dies without."""
+    from llama_cpp import Llama
+
+    convert(folder, tmp_path / "out.gguf", name="not-a-Phi-3 but phi3-like")
+    llm = Llama(str(tmp_path / "out.gguf"), vocab_only=True, verbose=False)
+    assert llm.metadata["general.name"] == "not-a-phi 3 but phi 3-like"
+    llm.close()
+
+
+# Warnings
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": {"vocab_size": 999}}, "config.json says 999 tokens, the weights have rows for 273"),
+        ({"scale": 0.0}, "is zero: it was never trained"),
+        ({"arch": "mistral", "config": {"sliding_window": 16}}, "sliding window of 16 tokens"),
+        ({"config": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}}, "'dynamic' is left out"),
+        ({"arch": "phi3", "vocab": "spm", "config": {"auto_map": {"AutoModelForCausalLM": "m.P"}}}, "auto_map"),
+    ],
+)
+def test_warns(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    report = convert(write_checkpoint(tmp_path / "model", **options), tmp_path / "out.gguf", dry_run=True)
+    assert any(message in warning for warning in report.warnings), report.warnings
+
+
+@pytest.mark.parametrize(
+    "card", ["---\nname: [1, 2\n---\n", "---\nname: 3\n---\n", "---\nlicense: {a: b}\n---\n", "\xff"]
+)
+def test_a_broken_model_card_is_only_a_warning(folder: Path, tmp_path: Path, card: str) -> None:
+    (folder / "README.md").write_text(card, encoding="latin-1")
+    report = convert(folder, tmp_path / "out.gguf")
+    assert any("front matter ignored" in warning for warning in report.warnings)
+
+
+def test_sampling_values_of_the_wrong_kind_are_left_out(folder: Path, tmp_path: Path) -> None:
+    write_json(folder / "generation_config.json", {"top_k": 10**12, "top_p": "high", "temperature": 0.5, "min_p": True})
+    convert(folder, tmp_path / "out.gguf")
+    with read_gguf(tmp_path / "out.gguf") as file:
+        sampling = {key: value for key, value in file.kv.items() if key.startswith("general.sampling.")}
+    assert sampling == {"general.sampling.temp": 0.5}
+
+
+# A process that dies, a disk that is full
+
+KILLED = """
+import os, signal, sys
+from refusal_edge.convert import convert
+convert(sys.argv[1], sys.argv[2], force=True, progress=lambda written, total: os.kill(os.getpid(), signal.SIGKILL))
+"""
+FILLED = """
+import os, sys
+from refusal_edge.cli import main
+os.chdir(sys.argv[2])
+import refusal_edge.convert.conversion as conversion
+original = conversion.write_tensors
+def write_tensors(*args, **kwargs):
+    with open("filler", "wb") as file:  # somebody else takes the space that was free a moment ago
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError:
+            pass
+    original(*args, **kwargs)
+conversion.write_tensors = write_tensors
+sys.exit(main(["convert", sys.argv[1], "-o", "out.gguf", "--force"]))
+"""
+
+
+def test_a_killed_process_leaves_the_target_and_one_part_file(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "out.gguf"
+    out.parent.mkdir()
+    out.write_bytes(b"precious")
+    child = subprocess.run([sys.executable, "-c", KILLED, folder, out], check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert out.read_bytes() == b"precious"
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out.gguf", "out.gguf.part"]
+    convert(folder, out, force=True)
+    assert [path.name for path in out.parent.iterdir()] == ["out.gguf"]
+    assert out.read_bytes()[:4] == b"GGUF"
+
+
+def test_two_processes_do_not_write_one_file(folder: Path, tmp_path: Path) -> None:
+    def convert_again(written: int, total: int) -> None:
+        with pytest.raises(ConversionError, match="being written by another process"):
+            convert(folder, tmp_path / "out.gguf")
+
+    convert(folder, tmp_path / "out.gguf", progress=convert_again)
+
+
+def test_a_size_limit_leaves_the_target(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"precious")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    child = run_cli([str(folder), "-o", str(out), "--force"], preexec_fn=limit)
+    assert child.returncode == 2
+    assert "File too large" in only_line(child.stderr)
+    assert out.read_bytes() == b"precious"
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts a small file system in a namespace of its own")
+def test_a_disk_that_fills_up_leaves_the_target(folder: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = f'mount -t tmpfs -o size=2m none {disk} && printf precious > {disk}/out.gguf && exec "$@"'
+    command = ["unshare", "-rm", "sh", "-c", f"{script}", "sh"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("may not mount a file system here")
+    inside = f"{sys.executable} -c '{FILLED}' {folder} {disk}; echo $? $(cat {disk}/out.gguf) $(ls {disk})"
+    child = subprocess.run([*command, "sh", "-c", inside], capture_output=True, text=True, check=False)
+    assert child.stdout.split() == ["2", "precious", "filler", "out.gguf"], child.stderr
+    assert "No space left on device" in only_line(child.stderr)
+
+
+# The command line
+
+
+def run_cli(args: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from refusal_edge.cli import main; sys.exit(main(['convert', *sys.argv[1:]]))"
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False, **options)
+
+
+def only_line(text: str) -> str:
+    assert text.count("\n") == 1, text
+    assert text.startswith("refusal-edge: error: ")
+    return text
+
+
+def test_cli_prints_json_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    child = run_cli([str(folder), "-o", str(tmp_path / "out.gguf"), "--json", "--outtype", "q8_0"])
+    assert child.returncode == 0
+    assert child.stderr == ""
+    report = json.loads(child.stdout)
+    assert report["file_type"] == "Q8_0"
+    assert report["reachable"] == "never"
+    assert [token["text"] for token in report["control_tokens"]] == list(CONTROL_TEXTS)
+    assert report["n_bytes"] == (tmp_path / "out.gguf").stat().st_size
+
+
+def test_cli_says_what_it_wrote(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(folder), "-o", str(tmp_path / "out.gguf")]) == 0
+    text = capsys.readouterr().out
+    assert "llama BF16" in text
+    assert "' [respond]'" in text
+    assert "no text becomes a control token" in text
+
+
+def test_cli_reports_bad_input_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(folder), "-o", str(tmp_path / "out.gguf"), "--outtype", "int3"]) == 2
+    assert "--outtype 'int3': allowed are f32" in only_line(capsys.readouterr().err)
