@@ -4,8 +4,8 @@
 
 A model of 225M parameters with noise for weights (it costs as much to compute as any other), 128k tokens, default
 sampling. What is timed is `generate` after its first token, so the decision and the prompt are not in it. Before
-anything is timed both must give the same tokens for the same seed. The contenders take turns; the ratio is the median of the
-rounds' ratios.
+anything is timed both must give the same tokens for the same seed. The contenders take turns; the ratio is the median
+of the rounds' ratios.
 """
 
 from __future__ import annotations

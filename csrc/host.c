@@ -5,14 +5,13 @@ redge_host_api redge_host; /* zero size: not bound */
 static const struct llama_sampler_i * interfaces[REDGE_KIND_MIN_P + 1];
 
 static bool is_complete(const redge_host_api * api) {
-    return api->llama_sampler_init && api->llama_sampler_name && api->llama_sampler_apply &&
-           api->llama_sampler_accept && api->llama_sampler_free && api->llama_sampler_chain_get &&
-           api->llama_sampler_chain_n && api->llama_sampler_init_greedy && api->llama_sampler_init_top_k &&
-           api->llama_sampler_init_min_p && api->llama_get_model && api->llama_model_get_vocab &&
-           api->llama_vocab_n_tokens && api->llama_get_logits_ith && api->llama_get_sampled_token_ith &&
-           api->llama_get_sampled_probs_ith && api->llama_get_sampled_probs_count_ith &&
-           api->llama_get_sampled_logits_ith && api->llama_get_sampled_logits_count_ith &&
-           api->llama_get_sampled_candidates_ith;
+    return api->llama_sampler_init && api->llama_sampler_apply && api->llama_sampler_accept &&
+           api->llama_sampler_free && api->llama_sampler_chain_get && api->llama_sampler_chain_n &&
+           api->llama_sampler_init_greedy && api->llama_sampler_init_top_k && api->llama_sampler_init_min_p &&
+           api->llama_get_model && api->llama_model_get_vocab && api->llama_vocab_n_tokens &&
+           api->llama_get_logits_ith && api->llama_get_sampled_token_ith && api->llama_get_sampled_probs_ith &&
+           api->llama_get_sampled_probs_count_ith && api->llama_get_sampled_logits_ith &&
+           api->llama_get_sampled_logits_count_ith && api->llama_get_sampled_candidates_ith;
 }
 
 static void learn(redge_kind kind, struct llama_sampler * example) {

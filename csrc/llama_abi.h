@@ -4,6 +4,8 @@
  *     const redge_host_api api = REDGE_HOST_API_FROM_LLAMA;
  *     redge_bind(&api);
  *
+ * and links llama and ggml-base, as it does anyway.
+ *
  * The structs are those of llama.cpp with backend sampling and `copy_state` (llama-cpp-python 0.3.36);
  * tests/native/abi_check.c holds them against an installed llama.h. */
 #ifndef REDGE_LLAMA_ABI_H
@@ -80,7 +82,6 @@ struct redge_host_api {
     size_t size; /* sizeof(redge_host_api): a table of another version is refused */
 
     struct llama_sampler * (*llama_sampler_init)(struct llama_sampler_i * iface, void * ctx);
-    const char * (*llama_sampler_name)(const struct llama_sampler * smpl);
     void (*llama_sampler_apply)(struct llama_sampler * smpl, llama_token_data_array * cur_p);
     void (*llama_sampler_accept)(struct llama_sampler * smpl, int32_t token);
     void (*llama_sampler_free)(struct llama_sampler * smpl);
@@ -146,7 +147,6 @@ struct redge_host_api {
     {                                                                                                                  \
         .size = sizeof(redge_host_api),                                                                                \
         .llama_sampler_init = llama_sampler_init,                                                                      \
-        .llama_sampler_name = llama_sampler_name,                                                                      \
         .llama_sampler_apply = llama_sampler_apply,                                                                    \
         .llama_sampler_accept = llama_sampler_accept,                                                                  \
         .llama_sampler_free = llama_sampler_free,                                                                      \
