@@ -156,7 +156,7 @@ def _control_tokens(file: GGUFFile, stamp: Stamp) -> list[dict[str, Any]]:
     tokens, types = file.kv.get("tokenizer.ggml.tokens"), file.kv.get("tokenizer.ggml.token_type")
     ids = [token_id for _, _, token_id, _ in roles]
     raw = tokens.take(ids) if isinstance(tokens, GGUFArray) else {}
-    kinds = types.numpy() if isinstance(types, GGUFArray) else None
+    kinds = types.take(ids) if isinstance(types, GGUFArray) else {}
     model = file.text("tokenizer.ggml.model")
 
     def text(piece: bytes) -> str:
@@ -168,7 +168,7 @@ def _control_tokens(file: GGUFFile, stamp: Stamp) -> list[dict[str, Any]]:
             "title": title,
             "id": token_id,
             "text": text(raw[token_id]) if token_id in raw else None,
-            "type": TOKEN_TYPES.get(int(kinds[token_id]), "undefined") if kinds is not None else None,
+            "type": TOKEN_TYPES.get(kinds[token_id], "undefined") if token_id in kinds else None,
             "threshold": threshold,
         }
         for role, title, token_id, threshold in roles

@@ -16,15 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import atheris
-
-with atheris.instrument_imports(include=["refusal_edge"]):
-    from test_gguf_file_fuzz import SEEDS, _use
-    from test_vocab_fuzz import BYTES, PIECES, load_vocab_and_seal
-
-    from refusal_edge.convert.vocab.sentencepiece import parse_proto
-    from refusal_edge.errors import RefusalEdgeError
-
 import tokenizer_files as files
+from test_gguf_file_fuzz import SEEDS, _use
+from test_vocab_fuzz import BYTES, PIECES, load_vocab_and_seal
+
+from refusal_edge.convert.vocab.sentencepiece import parse_proto
+from refusal_edge.errors import RefusalEdgeError
 
 Target = Callable[[bytes], object]
 
@@ -70,6 +67,7 @@ def main() -> None:
             if "\n" in str(error):
                 raise AssertionError(f"more than one line: {error}") from error
 
+    atheris.instrument_all()
     atheris.Setup([*sys.argv, str(corpus)], one_input)
     atheris.Fuzz()
 

@@ -140,6 +140,16 @@ def test_keys_that_contradict_the_vocabulary_are_one_line(tmp_path: Path, capsys
     assert "token id 4 is out of range; the vocabulary has 4 tokens" in err
 
 
+def test_keys_without_a_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.gguf"
+    types = array("tokenizer.ggml.token_type", INT32, [1])
+    path.write_bytes(gguf([types, *(pair(k, KINDS[type(v)], v) for k, v, _ in STAMP.to_kv())]))
+    code, out, _ = run(path, "--json", capsys=capsys)
+    assert code == 0
+    assert [(t["text"], t["type"]) for t in json.loads(out)["control_tokens"]] == [(None, None)] * 3
+    assert run(path, capsys=capsys)[0] == 0
+
+
 def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:
     """Half a second leaves no room for llama.cpp or gguf."""
     path = write(tmp_path / "m.gguf")
