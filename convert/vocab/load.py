@@ -59,7 +59,14 @@ def load_vocab(src: Path, config: Mapping[str, Any], n_rows: int, *, arch: str, 
         add_special=special.add,
         chat_templates=templates,
         add_space_prefix=None if bpe else _space_prefix(files, arch, prefix),
-        warnings=[*warnings, *files.warnings, *special.warnings, *template_warnings, *rows.make_unique()],
+        warnings=[
+            *warnings,
+            *files.warnings,
+            *_normalizations(files, bpe=bpe),
+            *special.warnings,
+            *template_warnings,
+            *rows.make_unique(),
+        ],
     )
 
 
@@ -69,6 +76,18 @@ def _check_sentencepiece(files: TokenizerFiles) -> None:
             f"{files.folder / 'tokenizer.json'}: model type {files.base_model.get('type')!r}; "
             "supported are byte-level BPE and SentencePiece BPE"
         )
+
+
+def _normalizations(files: TokenizerFiles, *, bpe: bool) -> list[str]:
+    """What the tokenizer does to text before splitting it, and llama.cpp does not."""
+    done_by_llama_cpp = () if bpe else ("Prepend", "Replace")
+    kinds = [str(step.get("type")) for step in byte_level.steps(files.tokenizer.get("normalizer"))]
+    left_out = [kind for kind in kinds if kind not in done_by_llama_cpp and kind != "NFC"]  # prompts mostly are NFC
+    if not left_out:
+        return []
+    return [
+        f"the tokenizer normalizes text ({', '.join(left_out)}), llama.cpp does not: some text will split differently"
+    ]
 
 
 def _space_prefix(files: TokenizerFiles, arch: str, prefix: bool | None) -> bool | None:

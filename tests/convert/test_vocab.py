@@ -292,6 +292,12 @@ def test_pre_tokenizer_that_llama_cpp_does_not_have(step: dict[str, Any], tmp_pa
         load(tmp_path, n)
 
 
+@pytest.mark.parametrize(("kind", "said"), [("NFC", False), ("Lowercase", True), ("NFKC", True)])
+def test_normalization_that_llama_cpp_leaves_out_is_said(kind: str, said: bool, tmp_path: Path) -> None:
+    n = byte_level(tmp_path, normalizer={"type": "Sequence", "normalizers": [{"type": kind}]})
+    assert any(f"normalizes text ({kind})" in warning for warning in load(tmp_path, n).warnings) is said
+
+
 # Merges
 
 
