@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from refusal_edge.cli import terminal
 from refusal_edge.errors import RefusalEdgeError
 
 COMMANDS = (
@@ -30,6 +32,9 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Bad input gives one line on stderr and exit code 2, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal gets \xb7, not a traceback
+            stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))
@@ -45,7 +50,7 @@ def fail(error: Exception) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-    print(f"refusal-edge: error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"refusal-edge: error: {terminal.printable(' '.join(text.split()))}", file=sys.stderr)
     return EXIT_BAD_INPUT
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refusal_edge.cli import common, terminal, tokens
 
@@ -60,13 +60,12 @@ def _describe(report: AnnotateReport) -> str:
     verb = "would write" if report.dry_run else "wrote"
     lines = [f"{verb} {report.out}: {report.n_bytes / 1e6:,.1f} MB, {report.seconds:.1f} s", ""]
     if report.changes:
-        rows = [[change.key, _value(change.old), _value(change.new)] for change in report.changes]
+        rows = [
+            [change.key, *(terminal.printable(terminal.number(value)) for value in (change.old, change.new))]
+            for change in report.changes
+        ]
         lines.append(terminal.table(rows, header=["key", "old", "new"]))
     else:
         lines.append("  nothing changes: the file already says all this")
     reachable = tokens.REACHABLE[report.stamp.reachable or "text"]
     return "\n".join([*lines, "", reachable, *(f"warning: {warning}" for warning in report.warnings)])
-
-
-def _value(value: Any) -> str:
-    return "" if value is None else terminal.printable(value if isinstance(value, str) else f"{value:g}")

@@ -101,9 +101,9 @@ def _write_model(args: argparse.Namespace, file: PolicyFile) -> None:
 def _describe(args: argparse.Namespace, result: Calibration, table: ScoreTable) -> str:
     lines = [f"{table.header.model} on {table.header.dataset}: {len(table)} rows, {result.n} benign", ""]
     lines += [_promise(c.to_dict(), result.target.method) for c in result.certificates]
-    thresholds = [[slug, _value(value)] for slug, value in result.policy.thresholds.items()]
+    thresholds = [[slug, terminal.number(value)] for slug, value in result.policy.thresholds.items()]
     if result.policy.rule == "sum":
-        thresholds = [["sum of all", _value(result.policy.sum_threshold)]]
+        thresholds = [["sum of all", terminal.number(result.policy.sum_threshold)]]
     lines += ["", terminal.table(thresholds, header=["category", "threshold"]), ""]
     if result.fitted is not None:
         lines += [_fitted(result.fitted), ""]
@@ -134,7 +134,3 @@ def _fitted(fitted: dict[str, Any]) -> str:
     return f"fitted on {fitted['rows']} rows, measured on the others:\n" + terminal.table(
         rows, header=["", "NLL", "Brier", "ECE"]
     )
-
-
-def _value(value: object) -> str:
-    return value if isinstance(value, str) else f"{value:.6g}"

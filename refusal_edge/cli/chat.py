@@ -27,7 +27,12 @@ HELP = """/set SLUG=VALUE   a number in [0, 1], "off" or "model"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system message")
-    parser.add_argument("--on-refuse", choices=["generate", "message"], default="generate", help="see the README")
+    parser.add_argument(
+        "--on-refuse",
+        choices=["generate", "message"],
+        default="generate",
+        help="a refusal is written by the model (default), or is a fixed text and costs no decoding",
+    )
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T")
     parser.add_argument("--max-tokens", type=int, default=512, metavar="N")
 
@@ -65,7 +70,7 @@ def _command(llm: Llama, line: str) -> None:
     name, _, rest = line.partition(" ")
     if name == "/set":
         try:
-            llm.policy = llm.policy.replace(**common.parse_thresholds(rest.split()))
+            common.set_thresholds(llm, rest.split())
         except RefusalEdgeError as error:
             terminal.warn(str(error))
     print(HELP if name not in ("/set", "/policy") else f"  {llm.policy.thresholds}")

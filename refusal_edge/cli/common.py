@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     from refusal_edge.llama import Llama
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a GGUF with refusal_edge.* keys")
-    parser.add_argument("--n-ctx", type=int, default=0, metavar="N", help="context length (default: the model's own)")
+def add_context_arguments(parser: argparse.ArgumentParser) -> None:
+    """How to load a model."""
+    parser.add_argument(
+        "--n-ctx", type=whole_number, default=0, metavar="N", help="context length (default: the model's own)"
+    )
     parser.add_argument("--n-gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU (-1: all)")
+    parser.add_argument("--threads", type=whole_number, metavar="N", help="threads (default: llama-cpp-python's)")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """A model, and what of its policy to change."""
+    parser.add_argument("model", metavar="MODEL", help="a GGUF with refusal_edge.* keys")
+    add_context_arguments(parser)
     parser.add_argument(
         "-t",
         "--threshold",
@@ -32,6 +41,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help='control value of a category: a number in [0, 1], "off" or "model"; repeatable',
     )
     parser.add_argument("--policy", metavar="POLICY.json", help="a file of `refusal-edge calibrate`")
+
+
+def whole_number(text: str) -> int:
+    """An argparse type: what fits the C library's signed 32 bits and is not negative."""
+    if not text.isascii() or not text.isdigit() or len(text) > 10 or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"expected a whole number in [0, {2**31 - 1}], got {text!r}")
+    return int(text)
 
 
 def parse_thresholds(items: Sequence[str]) -> dict[str, ControlValue]:
@@ -53,15 +69,33 @@ def parse_thresholds(items: Sequence[str]) -> dict[str, ControlValue]:
     return values
 
 
-def load(args: argparse.Namespace) -> Llama:
-    """The model with the thresholds of the command line in force."""
+def open_model(path: str, args: argparse.Namespace) -> Llama:
+    """The model with its own policy, loaded as `add_context_arguments` says."""
     from refusal_edge import Llama
 
-    llm = Llama(args.model, n_ctx=args.n_ctx, n_gpu_layers=args.n_gpu_layers, verbose=False)
+    threads = {"n_threads": args.threads, "n_threads_batch": args.threads}
+    return Llama(path, n_ctx=args.n_ctx, n_gpu_layers=args.n_gpu_layers, verbose=False, **threads)
+
+
+def load(args: argparse.Namespace) -> Llama:
+    """The model with the policy file and the thresholds of the command line in force."""
+    llm = open_model(args.model, args)
     if args.policy is not None:
         llm.load_policy(args.policy)
-    llm.policy = llm.policy.replace(**parse_thresholds(args.threshold))
+    set_thresholds(llm, args.threshold)
     return llm
+
+
+def set_thresholds(llm: Llama, items: Sequence[str]) -> None:
+    """Puts `SLUG=VALUE` items in force.
+
+    Raises:
+        InvalidPolicyError: an unknown category, or a value out of range.
+    """
+    values = parse_thresholds(items)
+    for slug in values:
+        llm.policy.category(slug)  # `replace` would take policy fields too
+    llm.policy = llm.policy.replace(**values)
 
 
 def decision_table(decision: Decision) -> str:
@@ -71,32 +105,13 @@ def decision_table(decision: Decision) -> str:
             slug,
             terminal.bar(q),
             f"{q:.4f}",
-            _value(decision.thresholds[slug]),
+            terminal.number(decision.thresholds[slug]),
             "<- refused" * (slug == decision.category),
         ]
         for slug, q in decision.scores.items()
     ]
     rows.append(["respond", terminal.bar(decision.respond_score), f"{decision.respond_score:.4f}", "", ""])
     return terminal.table(rows, header=["category", "score", "", "threshold", ""])
-
-
-def _value(value: ControlValue) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
-
-
-def add_context_arguments(parser: argparse.ArgumentParser) -> None:
-    """How to load a model whose path is an argument of another name."""
-    parser.add_argument("--n-ctx", type=int, default=0, metavar="N", help="context length (default: the model's own)")
-    parser.add_argument("--n-gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU (-1: all)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: llama-cpp-python's)")
-
-
-def open_model(path: str, args: argparse.Namespace) -> Llama:
-    """The model with its own policy, loaded as `add_context_arguments` says."""
-    from refusal_edge import Llama
-
-    threads = {"n_threads": args.threads, "n_threads_batch": args.threads}
-    return Llama(path, n_ctx=args.n_ctx, n_gpu_layers=args.n_gpu_layers, verbose=False, **threads)
 
 
 @contextmanager

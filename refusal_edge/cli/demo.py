@@ -61,7 +61,7 @@ def _policy_table(policies: dict[str, Policy]) -> str:
     """Rows: categories. Columns: the control value under each policy."""
 
     def shown(value: float | str) -> str:
-        return value if isinstance(value, str) else f"refuse at >= {value:.2f}"
+        return value if isinstance(value, str) else f"refuse at >= {terminal.number(value)}"
 
     columns = [list(map(shown, p.thresholds.values())) for p in policies.values()]
     names = [f"{c.id}" for c in next(iter(policies.values())).categories]

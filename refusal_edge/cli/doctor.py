@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
     else:
         print(terminal.table([[name, _text(value)] for name, value in facts.items()]))
-    return 0 if facts["sampler"] == "bound" else 1
+    usable = facts["instruction set in use"] in facts["instruction sets"]
+    return 0 if usable and facts["sampler"] == "bound" else 1
 
 
 def collect() -> dict[str, Any]:

@@ -237,7 +237,7 @@ def _token(token: dict[str, Any]) -> str:
 def _control_table(facts: dict[str, Any]) -> str:
     reached = REACHED_BY[facts["reachable"]]
     rows = [
-        [t["role"], str(t["id"]), _quoted(t["text"]), _type(t, facts), reached, _threshold(t["threshold"])]
+        [t["role"], str(t["id"]), _quoted(t["text"]), _type(t, facts), reached, terminal.number(t["threshold"])]
         for t in facts["control_tokens"]
     ]
     header = ["role", "id", "exact text", "type", "reached by", "threshold"]
@@ -251,10 +251,6 @@ def _type(token: dict[str, Any], facts: dict[str, Any]) -> str:
 
 def _quoted(text: str | None) -> str:
     return "?" if text is None else f'"{text}"'
-
-
-def _threshold(value: float | str | None) -> str:
-    return "" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
 def _policy_rows(facts: dict[str, Any]) -> list[list[str]]:

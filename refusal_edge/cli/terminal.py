@@ -12,7 +12,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 def warn(message: str) -> None:
     """One line on standard error, so that standard output stays clean for machines."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(message)}", file=sys.stderr)
 
 
 def bar(fraction: float, width: int = 12) -> str:
@@ -41,6 +41,13 @@ def pad(text: str, width: int) -> str:
 def display_width(text: str) -> int:
     """Terminal columns of `text`: wide characters count two, combining ones none."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def number(value: float | str | None) -> str:
+    """A threshold as people write it: 0.25, off, model; nothing for None."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value:.6g}"
 
 
 def columns(default: int = 100) -> int:

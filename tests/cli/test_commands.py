@@ -59,7 +59,14 @@ def test_decide_reads_standard_input(
 
 
 @pytest.mark.parametrize(
-    ("flag", "expected"), [("safty=0.5", "safety"), ("safety=2", "[0, 1]"), ("safety", "SLUG=VALUE")]
+    ("flag", "expected"),
+    [
+        ("safty=0.5", "safety"),
+        ("safety=2", "[0, 1]"),
+        ("safety", "SLUG=VALUE"),
+        ("temperature=0.5", "unknown category"),
+        ("categories=0.3", "unknown category"),
+    ],
 )
 def test_bad_thresholds_are_one_line(
     demo_gguf: Path, flag: str, expected: str, capsys: pytest.CaptureFixture[str]
@@ -88,3 +95,18 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["sampler"] == "bound"
     assert facts["instruction set in use"] in facts["instruction sets"]
     assert "serial" in facts["instruction sets"]
+
+
+@pytest.mark.parametrize("argv", [["--n-ctx", "-5"], ["--n-ctx", "10000000000000"], ["--threads", "x"]])
+def test_numbers_out_of_range_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["decide", "model.gguf", "Hi", *argv])
+    assert stop.value.code == cli.EXIT_BAD_INPUT
+    assert "expected a whole number" in capsys.readouterr().err
+
+
+def test_doctor_fails_where_decisions_would(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refusal_edge._native.isa_active", lambda: "unusable")
+    assert cli.main(["doctor"]) == 1

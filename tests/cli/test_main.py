@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from refusal_edge import cli
@@ -40,3 +45,17 @@ def test_unknown_command_names_the_commands(capsys: pytest.CaptureFixture[str]) 
         cli.main(["covert"])
     assert stop.value.code == cli.EXIT_BAD_INPUT
     assert "convert" in capsys.readouterr().err
+
+
+def test_errors_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "\x1b]0;owned\x07.gguf"]) == cli.EXIT_BAD_INPUT
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_an_ascii_terminal_gets_escapes_not_a_traceback(demo_gguf: Path) -> None:
+    command = [sys.executable, "-m", "refusal_edge.cli", "decide", str(demo_gguf), "Hi"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "control mass" in done.stdout
