@@ -6,8 +6,9 @@ import contextlib
 import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import jinja2
 import llama_cpp
@@ -27,6 +28,7 @@ from refusal_edge.errors import (
 )
 from refusal_edge.keys import Stamp
 from refusal_edge.pins import broken_pins
+from refusal_edge.placement import Placement, check_placement, decide_on_backend, has_graph
 from refusal_edge.policy import Policy
 from refusal_edge.prompt import PromptTokenizer
 from refusal_edge.sampling import Chain, check_grammar, decision_chain, guarded, last_logits
@@ -45,16 +47,25 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
     n_tokens: int
     _n_ctx: int
 
-    def __init__(self, model_path: str | os.PathLike[str], *, policy: Policy | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        policy: Policy | None = None,
+        placement: Placement = "auto",
+        **kwargs: Any,
+    ) -> None:
         self._stack = contextlib.ExitStack()  # which close() needs, however far this gets
         self._turn: Turn | None = None
         self._chain: Chain | None = None
         self._prompts: PromptTokenizer | None = None
         self._warned: set[str] = set()
+        check_placement(placement)
         host.bind()
         self._load(os.fspath(model_path), kwargs)
         try:
             self._read_stamp(policy)
+            self._place(placement)
         except Exception:
             self.close()
             raise
@@ -89,6 +100,16 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         self._calibrated_id = self._pinned(stamp.policy, stamp.calibration)
         if policy is not None:
             self.policy = policy
+
+    def _place(self, placement: Placement) -> None:
+        self._on_backend = placement == "backend" and not self._logits_all
+        if placement == "backend" and self._logits_all:
+            self._warn_once('placement "backend" needs logits_all=False: the CPU decides')
+
+    @property
+    def placement(self) -> Literal["cpu", "backend"]:
+        """Where decisions are taken; "backend" becomes "cpu" at the first decision that shows it cannot be used."""
+        return "backend" if self._on_backend else "cpu"
 
     @property
     def policy(self) -> Policy:
@@ -160,6 +181,8 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
     def sample(self, *args: Any, **kwargs: Any) -> int:
         """As `llama_cpp.Llama.sample`: one token of the last logits, never a control token; nothing is decided."""
         alone = self._sampler is None
+        if self._requires_eval and self.n_tokens > 0:
+            self._prefill(self._input_ids.tolist())
         token: int = super().sample(*args, **kwargs)
         if alone and self._chain is not None:
             self._chain.close()
@@ -179,7 +202,7 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         super().close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "policy": self.policy}
+        return {**super().__getstate__(), "policy": self.policy, "placement": self.placement}
 
     def _effective(self, policy: PolicyLike | None) -> Policy:
         if policy is None:
@@ -210,9 +233,27 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         calibrated = self._is_calibrated(policy)
         if (logits := self._boundaries.get(ids)) is not None:
             return _native.decide(logits, policy, calibrated=calibrated)
+        if self._on_backend and (decision := self._decide_on_backend(ids, policy, calibrated)) is not None:
+            return decision
         self._prefill(ids)
         decision = self._decider.decide(self._ctx, policy, calibrated=calibrated)
         self._boundaries.put(ids, last_logits(self._ctx, self._n_vocab))
+        return decision
+
+    def _decide_on_backend(self, ids: list[int], policy: Policy, calibrated: bool) -> Decision | None:
+        """None where only the CPU can decide. Raw logits never get here, so nothing is remembered."""
+        if not has_graph(policy):
+            self._warn_once(f'placement "backend" has no graph for the rule {policy.rule!r}: the CPU decides by it')
+            return None
+        self._requires_eval = True  # the last token is decoded again, with the rule behind it
+        prefill = partial(self._prefill, ids)
+        try:
+            decision = decide_on_backend(self._ctx, prefill, policy, self._n_vocab, calibrated=calibrated)
+        finally:
+            self._requires_eval = True  # and once more without it, before anything is sampled from its logits
+        if decision is None:
+            self._on_backend = False
+            self._warn_once('placement "backend": llama.cpp or the device cannot run the rule here: the CPU decides')
         return decision
 
     def _is_calibrated(self, policy: Policy) -> bool:

@@ -22,6 +22,7 @@ from refusal_edge.errors import InvalidRequestError, RefusedError
 from refusal_edge.guards import ParameterGuard
 from refusal_edge.messages import read_messages
 from refusal_edge.parameters import OnRefuse, check_parameters
+from refusal_edge.placement import Placement
 from refusal_edge.policy import Policy
 from refusal_edge.refusal_messages import default_messages
 from refusal_edge.template import Span
@@ -60,20 +61,30 @@ class Llama(DecidingLlama):
 
     refusal_messages: dict[str, str]
 
-    def __init__(self, model_path: str | os.PathLike[str], *, policy: Policy | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        policy: Policy | None = None,
+        placement: Placement = "auto",
+        **kwargs: Any,
+    ) -> None:
         """Loads a GGUF that `refusal-edge convert` or `annotate` made.
 
         Args:
             policy: in force instead of the file's own, over the same control tokens.
+            placement: "cpu", "backend" (the rule inside the graph that computes the logits, where llama.cpp and the
+                device can; warns where not) or "auto", which is "cpu".
             kwargs: those of `llama_cpp.Llama`.
 
         Raises:
             FormatError: llama.cpp cannot load the file.
             MetadataError: the file has no or broken `refusal_edge.*` keys, or a broken chat template.
             InvalidPolicyError: `policy` is for another model.
+            InvalidRequestError: `placement` is none of the three.
             HostError: the installed llama-cpp-python does not fit.
         """
-        super().__init__(model_path, policy=policy, **kwargs)
+        super().__init__(model_path, policy=policy, placement=placement, **kwargs)
         self.refusal_messages = default_messages(self.policy.categories)
         texts = {i: text.decode(errors="replace") for i, text in self._control.items()}
         self._guard = ParameterGuard(texts, self._n_vocab)

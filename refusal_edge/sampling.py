@@ -68,6 +68,13 @@ class Chain(_internals.LlamaSampler):  # type: ignore[misc]
         """
         self.reset()
         _native.sampler_set_policy(_address(self.sampler), policy)
+        return self.finish(ctx, policy, calibrated=calibrated)
+
+    def finish(self, ctx: _internals.LlamaContext, policy: Policy, *, calibrated: bool) -> Decision:
+        """The decision by `policy`, which is in force, on the last output; read from the graph that this chain is in.
+
+        Raises: as `decide`.
+        """
         self.sample(ctx)
         return _native.sampler_decision(_address(self.sampler), policy, calibrated=calibrated)
 
