@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from refusal_edge.errors import InvalidRequestError
+from refusal_edge.numbers import shown
 from refusal_edge.policy import Policy
 
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
@@ -36,8 +37,8 @@ class Conversation:
 def read_messages(messages: object, policy: Policy, refusal_messages: Mapping[str, str]) -> Conversation:
     """Checks a list of OpenAI chat messages.
 
-    An assistant message gets its control token back: respond before content, a category before a refusal. The category
-    is that of its `refusal_details`, else the one whose fixed text (`refusal_messages`) the refusal is, else the first.
+    An assistant message gets its control token back: respond before content or tool calls, a category before a
+    refusal: that of `refusal_details`, else the one whose fixed text (`refusal_messages`) it is, else the first.
     A last message of role assistant is the prefill: its content goes after the decision, never before it.
 
     Raises:
@@ -96,18 +97,19 @@ def _control_token(
     where: str, message: Mapping[str, Any], refusal: str | None, policy: Policy, refusal_messages: Mapping[str, str]
 ) -> int | None:
     """The control token that an assistant message opened with."""
-    details = message.get("refusal_details") or {}
+    details = {} if message.get("refusal_details") is None else message["refusal_details"]
     if not isinstance(details, Mapping):
         raise InvalidRequestError(f"{where}.refusal_details: expected an object, got {_kind(details)}")
     slug = details.get("category")
     by_slug = {category.id: category.token_id for category in policy.categories}
-    if slug is not None:
-        if slug not in by_slug:
-            raise InvalidRequestError(
-                f"{where}.refusal_details.category: expected one of {', '.join(by_slug)}, got {slug!r}"
-            )
+    if slug is not None and (not isinstance(slug, str) or slug not in by_slug):
+        raise InvalidRequestError(
+            f"{where}.refusal_details.category: expected one of {', '.join(by_slug)}, got {shown(slug)}"
+        )
+    refused = refusal is not None and bool(refusal or not message.get("content"))
+    if refused and slug is not None:
         return by_slug[slug]
-    if refusal:
+    if refused:
         known = (token_id for slug, token_id in by_slug.items() if refusal_messages.get(slug) == refusal)
         return next(known, policy.categories[0].token_id)
     return None if details.get("outcome") == "no_decision" else policy.respond_token_id

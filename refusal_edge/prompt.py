@@ -70,10 +70,29 @@ class PromptTokenizer:
         return next((t for t in self._texts if t in text), None)
 
     def neutralise(self, text: str) -> str:
-        """The text with a zero-width space inside each special or control token."""
-        for token in self._texts:
+        """The text with a zero-width space inside each marker: it then spells none, unless a template cuts it."""
+        for token in self._marker_texts:
             text = text.replace(token, token[0] + ZERO_WIDTH_SPACE + token[1:])
         return text
+
+    def markers(self, pieces: Iterable[Piece]) -> list[int]:
+        """The special tokens that the template itself writes, in order; not its white space."""
+        ids = (part for part in self._cut(p for p in pieces if not isinstance(p, int)) if isinstance(part, int))
+        return [i for i in ids if i in self._marker_ids]
+
+    @cached_property
+    def _markers(self) -> list[SpecialToken]:
+        """Special tokens that text can spell and a seam can break: visible, and longer than a character."""
+        return [t for t in self.special if len(t.text.decode(errors="replace").strip()) > 1]
+
+    @cached_property
+    def _marker_ids(self) -> frozenset[int]:
+        return frozenset(t.id for t in self._markers)
+
+    @cached_property
+    def _marker_texts(self) -> list[str]:
+        texts = {t.text.decode(errors="replace") for t in self._markers}
+        return sorted(texts | set(self._texts), key=len, reverse=True)
 
     @cached_property
     def _texts(self) -> list[str]:

@@ -1,7 +1,8 @@
 """Splits a rendered chat template into the template's own text and text that came from the request.
 
 The request is rendered twice: plainly, and with random marks around each of its strings. Without its marks the second
-rendering must equal the first; then the marks show where each string went.
+rendering must equal the first; then the marks show where each string went. A template that cuts or changes the marks is
+found out by that; its prompt is not taken apart.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from refusal_edge.errors import InvalidRequestError
@@ -20,6 +21,10 @@ Render = Callable[[Request], str]
 Refuse = Callable[[str], str | None]  # the special token that a text holds, if any
 
 PLAIN_KEYS: Final = ("role", "type")  # templates compare these with words of their own
+MAX_SEARCHED: Final = 256
+"""Assistant turns whose beginning is looked for by rendering what came before; each costs a rendering."""
+
+_WORD: Final = re.compile(r"[\w.-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,23 @@ def segment(render: Render, messages: Sequence[Message], **extra: Any) -> list[P
         except InvalidRequestError:
             continue  # a template that fails on marked text cannot be segmented
         if (stretches := marks.split(marked)) is not None and "".join(s.text for s in stretches) == plain:
-            return list(_place_control_tokens(stretches, messages))
+            return _with_control_tokens(stretches, render, messages, extra)
     return None
+
+
+def unsegmented(render: Render, messages: Sequence[Message], **extra: Any) -> list[Piece]:
+    """The whole prompt as the template's own text: its strings must have been neutralised, and the result be checked.
+
+    Raises:
+        InvalidRequestError: the template cannot render these messages at all.
+    """
+    text = render(build_request(messages, **extra))
+    return _with_control_tokens([_Stretch(text, trusted=True)], render, messages, extra)
+
+
+def harmless(text: str) -> str:
+    """A text of the same length and white space that holds no special token."""
+    return re.sub(r"\S", "x", text)
 
 
 def check_unmarked(request: Request, special_in: Refuse) -> None:
@@ -73,21 +93,36 @@ def check_unmarked(request: Request, special_in: Refuse) -> None:
 
 
 def map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of a JSON-like value with every string changed, but not its keys, nor the values of `PLAIN_KEYS`."""
+    """A copy of a JSON-like value with every string changed, but not its keys, nor the words that are `PLAIN_KEYS`.
+
+    Raises:
+        InvalidRequestError: something that is not JSON, whose text nobody could vouch for.
+    """
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {k: v if k in PLAIN_KEYS and isinstance(v, str) else map_strings(v, change) for k, v in value.items()}
+        for key in value:
+            if not isinstance(key, str):
+                raise InvalidRequestError(f"messages and tools: expected strings as keys, got {type(key).__name__}")
+        return {k: v if _is_plain(k, v) else map_strings(v, change) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [map_strings(item, change) for item in value]
-    return value
+    if value is None or type(value) in (bool, int, float):
+        return value
+    raise InvalidRequestError(
+        f"messages and tools: expected strings, numbers, booleans, null, lists and objects, got {type(value).__name__}"
+    )
+
+
+def _is_plain(key: str, value: object) -> bool:
+    return key in PLAIN_KEYS and isinstance(value, str) and _WORD.fullmatch(value) is not None
 
 
 def _unmarked(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield str(key)
-            if key in PLAIN_KEYS and isinstance(item, str):
+            yield key
+            if _is_plain(key, item):
                 yield item
             else:
                 yield from _unmarked(item)
@@ -107,7 +142,7 @@ class _Stretch:
 
 @dataclass
 class _Marks:
-    """Random marks around strings: private-use characters and digits, which no filter of a template changes.
+    """Random marks around strings: private-use characters and digits, which common filters (trim, upper) keep.
 
     Attributes:
         whole: mark the string from end to end; else without the white space at its ends, which templates may trim.
@@ -157,6 +192,35 @@ class _Marks:
         return stretches if inside is None else None
 
 
+def _with_control_tokens(
+    stretches: list[_Stretch], render: Render, messages: Sequence[Message], extra: Mapping[str, Any]
+) -> list[Piece]:
+    """The pieces, with the control token of each assistant turn whose beginning can be found."""
+    marked = {stretch.owner for stretch in stretches}
+    unmarked = [i for i, m in enumerate(messages) if m.control_token_id is not None and i not in marked]
+    if len(unmarked) > MAX_SEARCHED:
+        raise InvalidRequestError(
+            f"messages: expected at most {MAX_SEARCHED} assistant turns that this chat template hides, "
+            f"got {len(unmarked)}; send fewer earlier turns"
+        )
+    for i in unmarked:
+        stretches = _opened(stretches, i, render(build_request(messages[:i], **extra)))
+    return list(_place_control_tokens(stretches, messages))
+
+
+def _opened(stretches: list[_Stretch], turn: int, before: str) -> list[_Stretch]:
+    """Cuts where the prompt ended that this turn was the answer to, if that is how the rendering begins."""
+    if not "".join(stretch.text for stretch in stretches).startswith(before):
+        return stretches
+    start = len(before)
+    for i, stretch in enumerate(stretches):
+        if start <= len(stretch.text):
+            left, right = replace(stretch, text=stretch.text[:start]), replace(stretch, text=stretch.text[start:])
+            return [*stretches[:i], left, _Stretch("", False, turn), right, *stretches[i + 1 :]]
+        start -= len(stretch.text)
+    return stretches
+
+
 def _place_control_tokens(stretches: Sequence[_Stretch], messages: Sequence[Message]) -> Iterator[Piece]:
     """The pieces, with the control token of each assistant message before its content.
 
@@ -171,7 +235,7 @@ def _place_control_tokens(stretches: Sequence[_Stretch], messages: Sequence[Mess
             yield Span(stretch.text, stretch.trusted)
             continue
         placed.add(owner)
-        content: str = messages[owner].fields["content"]
+        content: str = messages[owner].fields["content"] if following.text else ""
         space = content[: len(content) - len(content.lstrip())]
         inside = following.text.startswith(space)
         yield Span(stretch.text if inside else stretch.text.removesuffix(space), stretch.trusted)

@@ -93,12 +93,16 @@ def test_they_are_neutralised_and_warned_about_once(make_toy: MakeToy, name: str
     special = {llm.tokenize(t, False, True)[0] for t in (b"<|eot_id|>", b"<|start_header_id|>", b"<|end_header_id|>")}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        prompts = [llm._chat_prompt(user(text), llm.policy, {}).boundary for text in ("harmless text!", attack, attack)]
+        prompts = [llm._chat_prompt(user("harmless text!"), llm.policy, {}).boundary]
+        if name == "reverses":  # the template builds special text out of harmless text
+            with pytest.raises(InvalidRequestError, match="would write special tokens"):
+                llm._chat_prompt(user(attack), llm.policy, {})
+        else:
+            prompts += [llm._chat_prompt(user(attack), llm.policy, {}).boundary for _ in range(2)]
     assert len([w for w in caught if "hides where message text goes" in str(w.message)]) == 1
     for ids in prompts:
         assert set(ids).isdisjoint(llm.policy.control_token_ids)
-    if name != "reverses":  # a template that builds special text out of harmless text is beyond help
-        assert len({sum(i in special for i in ids) for ids in prompts}) == 1
+    assert len({sum(i in special for i in ids) for ids in prompts}) == 1
     llm.close()
 
 
