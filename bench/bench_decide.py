@@ -23,14 +23,14 @@ from refusal_edge._native import ffi, lib
 ISAS = [name for name in _native.isa_names() if _native.isa_available(name)]
 
 
-@pytest.fixture(params=data.VOCABULARIES, ids=str)
-def n_vocab(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+@pytest.fixture(params=data.CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def case(request: pytest.FixtureRequest) -> tuple[str, int]:
+    return request.param  # type: ignore[no-any-return]
 
 
-@pytest.fixture(params=data.KINDS)
-def rows(request: pytest.FixtureRequest, n_vocab: int) -> data.Logits:
-    return data.KINDS[request.param](n_vocab)
+@pytest.fixture
+def rows(case: tuple[str, int]) -> data.Logits:
+    return data.KINDS[case[0]](case[1])
 
 
 @pytest.fixture(params=ISAS)
@@ -45,42 +45,41 @@ def in_turn(function: Callable[[Any], object], rows: Any) -> Callable[[], object
     return lambda: function(next(turn))
 
 
-def run(benchmark: Any, function: Callable[[], object], n_vocab: int, **info: str) -> None:
-    benchmark.group = f"decide, {n_vocab} tokens"
-    benchmark.extra_info.update(data.environment(), **info)
+def run(benchmark: Any, function: Callable[[], object], case: tuple[str, int], contender: str, **isa: str) -> None:
+    data.describe(benchmark, "decide", contender, *case, **isa)
     benchmark(function)
 
 
-def test_np_max(benchmark: Any, rows: data.Logits, n_vocab: int) -> None:
-    run(benchmark, in_turn(np.max, rows), n_vocab)
+def test_np_max(benchmark: Any, rows: data.Logits, case: tuple[str, int]) -> None:
+    run(benchmark, in_turn(np.max, rows), case, "np.max")
 
 
-def test_numpy_rule_in_float32(benchmark: Any, rows: data.Logits, n_vocab: int) -> None:
-    policy = data.policy(n_vocab)
+def test_numpy_rule_in_float32(benchmark: Any, rows: data.Logits, case: tuple[str, int]) -> None:
+    policy = data.policy(case[1])
     process = data.logits_processor(policy)
     for row in rows:
         expected = reference.decide(row, policy)
         if expected.token_id is not None:
             assert int(process(row).argmax()) == expected.token_id
-    run(benchmark, in_turn(process, rows), n_vocab)
+    run(benchmark, in_turn(process, rows), case, "rule in NumPy")
 
 
-def test_numpy_reference_in_float64(benchmark: Any, rows: data.Logits, n_vocab: int) -> None:
-    policy = data.policy(n_vocab)
-    run(benchmark, in_turn(lambda row: reference.decide(row, policy), rows), n_vocab)
+def test_numpy_reference_in_float64(benchmark: Any, rows: data.Logits, case: tuple[str, int]) -> None:
+    policy = data.policy(case[1])
+    run(benchmark, in_turn(lambda row: reference.decide(row, policy), rows), case, "rule in NumPy, float64")
 
 
-def test_native(benchmark: Any, rows: data.Logits, n_vocab: int, isa: str) -> None:
-    policy = data.policy(n_vocab)
+def test_native(benchmark: Any, rows: data.Logits, case: tuple[str, int], isa: str) -> None:
+    policy = data.policy(case[1])
     struct, decision = _native.policy_struct(policy), ffi.new("redge_decision *")
     for row in rows:
         assert _native.decide(row, policy).token_id == reference.decide(row, policy).token_id
 
     buffers = [ffi.from_buffer("float[]", row) for row in rows]
-    decide = in_turn(lambda row: lib.redge_decide_f32(row, n_vocab, struct, decision), buffers)
-    run(benchmark, decide, n_vocab, isa=isa)
+    decide = in_turn(lambda row: lib.redge_decide_f32(row, case[1], struct, decision), buffers)
+    run(benchmark, decide, case, data.OURS, isa=isa)
 
 
-def test_decide_with_its_python_object(benchmark: Any, rows: data.Logits, n_vocab: int) -> None:
-    policy = data.policy(n_vocab)
-    run(benchmark, in_turn(lambda row: _native.decide(row, policy), rows), n_vocab)
+def test_decide_with_its_python_object(benchmark: Any, rows: data.Logits, case: tuple[str, int]) -> None:
+    policy = data.policy(case[1])
+    run(benchmark, in_turn(lambda row: _native.decide(row, policy), rows), case, "refusal-edge, Python object")

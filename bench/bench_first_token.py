@@ -44,11 +44,6 @@ def logits(llm: llama_cpp.Llama) -> data.Logits:
     return np.ctypeslib.as_array(row, shape=(llm.n_vocab(),))
 
 
-def group(benchmark: Any, llm: llama_cpp.Llama, **info: str) -> None:
-    benchmark.group = f"first token, {llm.n_vocab()} tokens"
-    benchmark.extra_info.update(data.environment(), **info)
-
-
 def test_logits_processor(benchmark: Any, llm: llama_cpp.Llama) -> None:
     policy = data.policy(llm.n_vocab())
     process = data.logits_processor(policy)
@@ -57,7 +52,7 @@ def test_logits_processor(benchmark: Any, llm: llama_cpp.Llama) -> None:
     for row in data.peaked(llm.n_vocab()):
         logits(llm)[:] = row
         assert chain.sample(llm._ctx, -1) == reference.decide(row, policy).token_id
-    group(benchmark, llm)
+    data.describe(benchmark, "first token", "NumPy logits_processor", "peaked", llm.n_vocab())
     benchmark(lambda: chain.sample(llm._ctx, -1))
 
 
@@ -78,7 +73,7 @@ def test_ours(benchmark: Any, llm: llama_cpp.Llama, isa: str) -> None:
     for row in data.peaked(llm.n_vocab()):
         logits(llm)[:] = row
         assert sample() == reference.decide(row, policy).token_id
-    group(benchmark, llm, isa=isa)
+    data.describe(benchmark, "first token", data.OURS, "peaked", llm.n_vocab(), isa=isa)
     benchmark(sample)
     llama_cpp.llama_sampler_free(chain)
     _native.isa_force(None)

@@ -57,17 +57,23 @@ def min_p(seed: int) -> list[Sampler]:
 CHAINS: dict[str, Callable[[int], list[Sampler]]] = {"default": default, "greedy": greedy, "min-p": min_p}
 
 
-@pytest.fixture(scope="module", params=data.VOCABULARIES, ids=str)
-def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+@pytest.fixture(scope="module", params=data.CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def case(request: pytest.FixtureRequest) -> tuple[str, int]:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def session(case: tuple[str, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     host.bind()
     path = tmp_path_factory.mktemp("bench") / "random.gguf"
-    with Session(write_tiny_model(path, int(request.param))) as opened:
+    with Session(write_tiny_model(path, case[1])) as opened:
         yield opened
+    path.unlink()
 
 
-@pytest.fixture(params=data.KINDS)
-def rows(request: pytest.FixtureRequest, session: Session) -> data.Logits:
-    return data.KINDS[request.param](session.n_vocab)
+@pytest.fixture(scope="module")
+def rows(case: tuple[str, int]) -> data.Logits:
+    return data.KINDS[case[0]](case[1])
 
 
 def guarded(session: Session, name: str) -> Sampler:
@@ -84,23 +90,18 @@ def check_agreement(session: Session, name: str, rows: data.Logits) -> None:
     llama_cpp.llama_sampler_free(stock)
 
 
-def run(benchmark: Any, session: Session, name: str, sample: Callable[[], object], **info: str) -> None:
-    benchmark.group = f"{name} chain, {session.n_vocab} tokens"
-    benchmark.extra_info.update(data.environment(), **info)
-    benchmark(sample)
-
-
 @pytest.mark.parametrize("name", CHAINS)
-def test_stock(benchmark: Any, session: Session, rows: data.Logits, name: str) -> None:
+def test_stock(benchmark: Any, session: Session, rows: data.Logits, case: tuple[str, int], name: str) -> None:
     session.logits[:] = np.where(np.arange(session.n_vocab) < session.n_vocab - 6, rows[0], -np.inf)
     chain = make_chain(*CHAINS[name](1))
-    run(benchmark, session, name, lambda: llama_cpp.llama_sampler_sample(chain, session.context, -1))
+    data.describe(benchmark, f"{name} chain", "llama_sampler_sample", *case)
+    benchmark(lambda: llama_cpp.llama_sampler_sample(chain, session.context, -1))
     llama_cpp.llama_sampler_free(chain)
 
 
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("isa", ISAS)
-def test_ours(benchmark: Any, session: Session, rows: data.Logits, name: str, isa: str) -> None:
+def test_ours(benchmark: Any, session: Session, rows: data.Logits, case: tuple[str, int], name: str, isa: str) -> None:
     _native.isa_force(isa)
     check_agreement(session, name, rows)
     session.logits[:] = rows[0]
@@ -110,6 +111,7 @@ def test_ours(benchmark: Any, session: Session, rows: data.Logits, name: str, is
         ffi.cast("struct llama_context *", session.context_address),
     )
     status = ffi.new("redge_status *")
-    run(benchmark, session, name, lambda: lib.redge_sampler_sample(*pointers, -1, status), isa=isa)
+    data.describe(benchmark, f"{name} chain", data.OURS, *case, isa=isa)
+    benchmark(lambda: lib.redge_sampler_sample(*pointers, -1, status))
     llama_cpp.llama_sampler_free(chain)
     _native.isa_force(None)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import tempfile
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from refusal_edge import _native
+from refusal_edge import Llama, _native, demo
+from refusal_edge.convert import convert
 from refusal_edge.policy import Category, Policy
+from refusal_edge.sampling import last_logits
 
 SEED = 5
+OURS = "refusal-edge"
 VOCABULARIES = (32_000, 128_256, 262_144)
 N_ROWS = 8
 """Rows that a benchmark goes through in turn: a model writes its logits anew for every token, none is hot in cache."""
@@ -33,7 +41,25 @@ def peaked(n_vocab: int) -> Logits:
     return rows
 
 
-KINDS = {"flat": flat, "peaked": peaked}
+@cache
+def recorded() -> Logits:
+    """What the embedded demo model computes at the boundary of its own prompts, with its own small vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "demo.gguf"
+        convert(demo.checkpoint(), path, outtype="f32")
+        llm = Llama(path, n_ctx=512, verbose=False)
+        rows = []
+        for prompt in [*demo.PROMPTS, "Hello!"][:N_ROWS]:
+            llm._boundaries.clear()
+            llm.decide([{"role": "user", "content": prompt}])
+            rows.append(last_logits(llm._ctx, llm.n_vocab()).copy())
+        llm.close()
+    return np.stack(rows)
+
+
+KINDS = {"flat": flat, "peaked": peaked, "recorded": lambda n_vocab: recorded()}
+N_RECORDED = int(json.loads((demo.checkpoint() / "config.json").read_text())["vocab_size"])
+CASES = [(kind, n) for n in VOCABULARIES for kind in ("flat", "peaked")] + [("recorded", N_RECORDED)]
 
 
 def policy(n_vocab: int) -> Policy:
@@ -61,6 +87,13 @@ def logits_processor(policy: Policy) -> Callable[[Logits], Logits]:
         return out
 
     return process
+
+
+def describe(benchmark: Any, what: str, contender: str, logits: str, n_vocab: int, **isa: str) -> None:
+    """What `refusal-edge bench` makes its table from."""
+    benchmark.group = f"{what}, {n_vocab} tokens"
+    benchmark.extra_info.update(environment(), **isa)
+    benchmark.extra_info.update(what=what, contender=contender, logits=logits, n_vocab=n_vocab)
 
 
 def environment() -> dict[str, str]:

@@ -24,6 +24,7 @@ COMMANDS = (
     "calibrate",
     "report",
     "drift",
+    "bench",
     "doctor",
 )
 EXIT_BAD_INPUT = 2
