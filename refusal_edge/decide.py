@@ -25,7 +25,7 @@ def decide_logits(logits: npt.ArrayLike, policy: Policy) -> Decision:
         raise InvalidPolicyError(f"policy: expected a Policy, got {type(policy).__name__}")
     try:
         row = np.asarray(logits, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidLogitsError(
             f"logits: expected an array of numbers, got {type(logits).__name__}: {error}"
         ) from None

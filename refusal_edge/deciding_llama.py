@@ -1,4 +1,4 @@
-"""llama_cpp.Llama with the decision in its `generate`, and no way for text to become a control token."""
+"""llama_cpp.Llama with the decision in its `generate`; neither text nor token ids get around it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ from refusal_edge.errors import (
     RefusedError,
 )
 from refusal_edge.keys import Stamp
+from refusal_edge.loading import check_loadable
+from refusal_edge.numbers import as_integer, shown
 from refusal_edge.pins import broken_pins
 from refusal_edge.placement import Placement, check_placement, decide_on_backend, has_graph
 from refusal_edge.policy import Policy
 from refusal_edge.prompt import PromptTokenizer
-from refusal_edge.sampling import Chain, check_grammar, decision_chain, guarded, last_logits
+from refusal_edge.sampling import Chain, ProcessorWatch, check_grammar, decision_chain, guarded, last_logits
 from refusal_edge.turn import Turn
 from refusal_edge.upstream import arguments_of
 from refusal_edge.vocabulary import prompt_tokenizer, token_texts
@@ -71,8 +73,7 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
             raise
 
     def _load(self, path: str, kwargs: dict[str, Any]) -> None:
-        if not os.path.isfile(path):
-            raise FormatError(f"{path}: no such file")
+        check_loadable(path, kwargs)
         try:
             super().__init__(path, **kwargs)
         except jinja2.TemplateError as error:
@@ -80,6 +81,11 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
             raise MetadataError(f"{path}: tokenizer.chat_template: {error}") from None
         except ValueError as error:
             self.close()
+            if str(error).startswith("Failed to create llama_context"):
+                raise InvalidRequestError(
+                    f"n_ctx: llama.cpp cannot make a context of {kwargs.get('n_ctx', 512)} tokens (0: the model's): "
+                    "choose a smaller one"
+                ) from None
             if not str(error).startswith("Failed to load model"):
                 raise
             raise FormatError(
@@ -89,6 +95,11 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         self._n_ctx = min(self._n_ctx, len(self.input_ids))  # llama.cpp rounds n_ctx up, upstream's buffers do not
         if kwargs.get("chat_format") is None and "chat_template.default" in self._chat_handlers:
             self.chat_format = "chat_template.default"  # the file's own template, also where a built-in one looks alike
+        elif kwargs.get("chat_format") is None and self.chat_handler is None and not self.model_params.vocab_only:
+            self._warn_once(
+                f"{path}: no chat template: chats are written as {self.chat_format!r}, which the model may not know, "
+                "and decided off-template; give chat_format or chat_handler"
+            )
 
     def _read_stamp(self, policy: Policy | None) -> None:
         stamp = Stamp.from_kv(self.metadata, self._n_vocab)
@@ -135,15 +146,17 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """Decides at the end of `tokens`, then yields token ids, the control token first where one is forced.
 
-        Args: those of `llama_cpp.Llama.generate`. A refusal drops the grammar.
+        Args: those of `llama_cpp.Llama.generate`. A refusal drops the grammar. `tokens` may hold control tokens in its
+            history alone: before an end-of-generation token.
 
         Raises:
-            As `decide`.
+            As `decide`, and InvalidRequestError for a control token in the turn that is to be decided.
         """
         turn, self._turn = self._turn or Turn(self.policy), None
         arguments = _generate(self, tokens, *args, **kwargs)
-        ids = [*([] if arguments["reset"] else self._input_ids.tolist()), *map(int, tokens)]
+        ids = [*([] if arguments["reset"] else self._input_ids.tolist()), *self._prompt_ids(tokens)]
         if turn.decision is None:
+            self._check_undecided(ids)
             turn.n_prompt = len(ids)
             turn.decision = self._decide_ids(ids, turn.policy)
             turn.first = turn.decision.token_id
@@ -192,7 +205,11 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         check_grammar(self._model.vocab, kwargs.get("grammar"))
         if self._chain is not None:
             self._chain.close()
+        processors = kwargs.get("logits_processor")
+        watch = None if processors is None else ProcessorWatch(processors)
+        kwargs["logits_processor"] = None if watch is None else [watch]
         self._chain = guarded(super()._init_sampler(*args, **kwargs), self._policy, self._n_vocab)
+        self._chain.watch = watch
         return self._chain
 
     def close(self) -> None:
@@ -289,6 +306,29 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
             state = self.cache[ids]
             if _common_prefix(state.input_ids[: state.n_tokens], ids) > _common_prefix(self._input_ids, ids):
                 self.load_state(state)
+
+    def _prompt_ids(self, prompt: object) -> list[int]:
+        ids = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+        if isinstance(ids, (list, tuple)) or (isinstance(ids, Sequence) and not isinstance(ids, (str, bytes))):
+            numbers = [as_integer(i) for i in ids]
+            found = [i for i in numbers if i is not None and 0 <= i < self._n_vocab]
+            if len(found) == len(numbers):
+                return found
+        raise InvalidRequestError(
+            f"prompt: expected a string or token ids in [0, {self._n_vocab}), got {shown(prompt)}"
+        )
+
+    def _check_undecided(self, ids: Sequence[int]) -> None:
+        """A control token after the last turn's end would stand for a decision that nobody took."""
+        for token_id in reversed(ids):
+            if token_id in self._control:
+                text = self._control[token_id].decode(errors="replace")
+                raise InvalidRequestError(
+                    f"prompt: token {token_id} is the control token {text!r}: "
+                    "allowed in earlier turns only, before a token that ends a turn; leave it out, it is decided here"
+                )
+            if llama_cpp.llama_vocab_is_eog(self._model.vocab, token_id):
+                return
 
     def _check_length(self, n_tokens: int) -> None:
         if n_tokens > self._n_ctx:

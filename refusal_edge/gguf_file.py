@@ -8,6 +8,7 @@ stepped over. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from pathlib import Path
@@ -28,6 +29,7 @@ MAX_STRING_BYTES: Final = 1 << 30
 MAX_ARRAY_COUNT: Final = 1 << 30
 MAX_TENSOR_NAME_BYTES: Final = 63
 MAX_DIMENSIONS: Final = 4
+ARCHITECTURE: Final = "general.architecture"
 MAX_BLOCKS: Final = 512
 """llama.cpp's LLAMA_MAX_LAYERS: per-layer tables beyond it are not there."""
 
@@ -260,6 +262,8 @@ def _check_model(file: GGUFFile) -> None:
     for key, value in file.kv.items():
         if key.endswith(".block_count") and not (type(value) is int and 0 <= value <= MAX_BLOCKS):
             raise broken(key, f"a number of blocks in [0, {MAX_BLOCKS}]", value)
+        if isinstance(value, float) and not math.isfinite(value) and key.startswith(f"{file.text(ARCHITECTURE)}."):
+            raise broken(key, "a finite number", value)
     n_vocab = file.n_vocab()
     if n_vocab is None:
         return

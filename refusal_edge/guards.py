@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from refusal_edge.errors import InvalidRequestError
+from refusal_edge.numbers import FLOAT32_MAX, as_integer, as_number, shown
 
 _TEXTS: Final = ("stop", "grammar", "response_format", "tool_choice", "function_call")
+_TOKEN_ID: Final = re.compile(r"-?[0-9]{1,20}")
 _TOKEN_REFERENCE: Final = re.compile(r"<\[\s*(\d+)\s*\]>")  # GBNF: a token by its id
 
 
@@ -47,17 +49,18 @@ class ParameterGuard:
         if not isinstance(bias, Mapping):
             raise InvalidRequestError(f"logit_bias: expected an object of token id -> bias, got {type(bias).__name__}")
         for key, value in bias.items():
-            try:
-                token_id = int(key)
-                float(value)
-            except (TypeError, ValueError):
-                raise InvalidRequestError(f"logit_bias: expected token id -> number, got {key!r}: {value!r}") from None
+            token_id = int(key) if isinstance(key, str) and _TOKEN_ID.fullmatch(key) else as_integer(key)
+            number = as_number(value)
+            if token_id is None or number is None or abs(number) > FLOAT32_MAX:
+                raise InvalidRequestError(
+                    f"logit_bias: expected token id -> number, finite, got {shown(key)}: {shown(value)}"
+                )
             if token_id in self.control:
                 raise InvalidRequestError(
                     f"logit_bias: token {token_id} is the control token {self.control[token_id]!r}"
                 )
             if not 0 <= token_id < self.n_vocab:
-                raise InvalidRequestError(f"logit_bias: expected token ids in [0, {self.n_vocab}), got {token_id}")
+                raise InvalidRequestError(f"logit_bias: expected token ids in [0, {self.n_vocab}), got {shown(key)}")
 
     def _check_text(self, name: str, text: str) -> None:
         for control in self.control.values():
@@ -65,7 +68,7 @@ class ParameterGuard:
                 raise InvalidRequestError(f"{name}: may not hold the control token {control.strip()!r}")
         if name == "grammar":
             for match in _TOKEN_REFERENCE.finditer(text):
-                if int(match[1]) in self.control:
+                if len(match[1]) < 20 and int(match[1]) in self.control:
                     raise InvalidRequestError(
                         f"grammar: {match[0]} is the control token {self.control[int(match[1])]!r}"
                     )
@@ -82,5 +85,5 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _strings(item)
-    elif hasattr(value, "_grammar"):
-        yield value._grammar
+    elif isinstance(source := getattr(value, "_grammar", None), str):
+        yield source

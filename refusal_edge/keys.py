@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from refusal_edge.errors import InvalidPolicyError, MetadataError
-from refusal_edge.policy import MAX_CATEGORIES, Category, ControlValue, Policy
+from refusal_edge.policy import MAX_CATEGORIES, THRESHOLD_CODES, Category, ControlValue, Policy
 
 if TYPE_CHECKING:
     from gguf import GGUFValueType
@@ -23,8 +23,6 @@ TOKEN_TYPES: Final = ("sealed", "control", "user")
 REACHABLE: Final = ("never", "special", "text")
 """How text becomes a control token in stock llama.cpp: never, only with parse_special, or as plain text too."""
 
-_MODEL: Final = -1.0
-_OFF: Final = 2.0
 _DECIMALS: Final = 6
 CALIBRATION_PINS: Final = {
     "method": str,
@@ -193,7 +191,7 @@ class _Values:
     def category(self, i: int) -> Category:
         key = f"category.{i}."
         slug, title, token_id = self.text(key + "id"), self.text(key + "title", ""), self.token_id(key + "token_id")
-        threshold = self.number(key + "threshold", _MODEL)
+        threshold = self.number(key + "threshold", THRESHOLD_CODES["model"])
         try:
             return Category(slug, token_id, _decode(threshold), title)
         except InvalidPolicyError as error:
@@ -227,10 +225,9 @@ def _rounded(value: float) -> float:
 
 
 def _encode(threshold: ControlValue) -> float:
-    if isinstance(threshold, str):
-        return _OFF if threshold == "off" else _MODEL
-    return _rounded(threshold)
+    return THRESHOLD_CODES[threshold] if isinstance(threshold, str) else _rounded(threshold)
 
 
 def _decode(number: float) -> ControlValue:
-    return "model" if number == _MODEL else "off" if number == _OFF else number
+    words: dict[float, ControlValue] = {code: word for word, code in THRESHOLD_CODES.items()}
+    return words.get(number, number)

@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from typing import Any, Final, NamedTuple
 
 import llama_cpp
-import numpy as np
 from llama_cpp import llama_chat_format
 
 from refusal_edge import chat_shape, completion_shape
@@ -21,7 +20,7 @@ from refusal_edge.decision import Decision
 from refusal_edge.errors import InvalidRequestError, RefusedError
 from refusal_edge.guards import ParameterGuard
 from refusal_edge.messages import read_messages
-from refusal_edge.parameters import OnRefuse, check_parameters
+from refusal_edge.parameters import OnRefuse, check_logprobs, check_parameters
 from refusal_edge.placement import Placement
 from refusal_edge.policy import Policy
 from refusal_edge.refusal_messages import default_messages
@@ -78,10 +77,10 @@ class Llama(DecidingLlama):
             kwargs: those of `llama_cpp.Llama`.
 
         Raises:
-            FormatError: llama.cpp cannot load the file.
+            FormatError: a broken or hostile file, or one that llama.cpp cannot load.
             MetadataError: the file has no or broken `refusal_edge.*` keys, or a broken chat template.
             InvalidPolicyError: `policy` is for another model.
-            InvalidRequestError: `placement` is none of the three.
+            InvalidRequestError: `placement` is none of the three, or `n_ctx` out of range or of memory.
             HostError: the installed llama-cpp-python does not fit.
         """
         super().__init__(model_path, policy=policy, placement=placement, **kwargs)
@@ -166,6 +165,7 @@ class Llama(DecidingLlama):
         del parameters["messages"]
         check_parameters(parameters, on_refuse)
         self._guard.check(parameters)
+        check_logprobs(parameters, self._logits_all)
         turn = Turn(self._effective(policy), on_refuse)
         prompt = self._chat_prompt(messages, turn.policy, parameters)
         self._check_length(len(prompt.boundary) + 1 + len(prompt.prefill) + 1)  # control token, first of the answer
@@ -186,9 +186,10 @@ class Llama(DecidingLlama):
     ):
         """Decides at the prompt's end, then completes it; `refusal_details` tells what was decided.
 
-        The prompt is the host's own: special tokens in it stand for themselves, control tokens do not. Where its end
-        is no boundary, the control tokens have little probability: outcome "no_decision", and the text is sampled as
-        ever. `max_tokens` and the usage count the control token. With `stream=True` nothing happens before the first
+        The prompt is the host's own: special tokens in its text stand for themselves, control tokens do not; as token
+        ids it may hold control tokens in its history alone, before an end-of-generation token. Where its end is no
+        boundary, the control tokens have little probability: outcome "no_decision", and the text is sampled as ever.
+        `max_tokens` and the usage count the control token. With `stream=True` nothing happens before the first
         chunk is asked for.
 
         Args and errors as for `create_chat_completion`.
@@ -196,9 +197,12 @@ class Llama(DecidingLlama):
         parameters = _completion(self, prompt, *args, **kwargs)
         check_parameters(parameters, on_refuse)
         self._guard.check(parameters)
+        check_logprobs(parameters, self._logits_all)
         turn = Turn(self._effective(policy), on_refuse)
+        if not isinstance(prompt, str):
+            parameters["prompt"] = prompt = self._prompt_ids(prompt)
+            self._check_undecided(prompt)
         self._check_length(self._count(prompt) + 1)
-        parameters["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
         if parameters["stream"]:
             return completion_shape.chunks(self._complete_or_refuse(turn, parameters), turn)
         (response,) = self._complete_or_refuse(turn, parameters)
@@ -232,18 +236,13 @@ class Llama(DecidingLlama):
         except llama_chat_format.LlamaChatCompletionHandlerNotFoundException:
             raise InvalidRequestError(f"chat_format: llama-cpp-python has none named {self.chat_format!r}") from None
 
-    def _count(self, prompt: object) -> int:
-        if isinstance(prompt, str):
-            try:
-                return len(self.tokenize(prompt.encode(), add_bos=True, special=True))
-            except UnicodeEncodeError as error:
-                raise InvalidRequestError(f"prompt: expected Unicode text, got a lone surrogate: {error}") from None
-        if isinstance(prompt, Sequence) and all(self._is_token(i) for i in prompt):
+    def _count(self, prompt: str | Sequence[int]) -> int:
+        if not isinstance(prompt, str):
             return len(prompt)
-        raise InvalidRequestError(f"prompt: expected a string or token ids in [0, {self._n_vocab})")
-
-    def _is_token(self, value: object) -> bool:
-        return isinstance(value, (int, np.integer)) and 0 <= value < self._n_vocab
+        try:
+            return len(self.tokenize(prompt.encode(), add_bos=True, special=True))
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(f"prompt: expected Unicode text, got a lone surrogate: {error}") from None
 
     def _answer(self, prompt: ChatPrompt, turn: Turn, parameters: dict[str, Any]) -> Any:
         """The chat completion, or its chunks, in llama-cpp-python's shape; the control token counts as prompt there."""

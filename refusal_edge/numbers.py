@@ -25,6 +25,15 @@ def as_integer(value: object) -> int | None:
     return None if isinstance(value, bool) or not isinstance(value, numbers.Integral) else int(value)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a string has a UTF-8 form: it holds no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown(value: object) -> str:
     """`repr`, on one line and not long."""
     try:

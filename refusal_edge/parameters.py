@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
 from refusal_edge.errors import InvalidRequestError
+from refusal_edge.numbers import FLOAT32_MAX, as_integer, as_number, is_unicode, shown
 
 OnRefuse = Literal["generate", "message", "raise"]
 ON_REFUSE: Final = get_args(OnRefuse)
-_NUMBERS: Final = (
-    *("temperature", "top_k", "top_p", "min_p", "typical_p", "tfs_z", "mirostat_tau", "mirostat_eta"),
-    *("repeat_penalty", "frequency_penalty", "presence_penalty", "max_tokens"),
-)
+RESPONSE_FORMATS: Final = ("text", "json_object")
+_ANY: Final = (-FLOAT32_MAX, FLOAT32_MAX)
+_NUMBERS: Final = {
+    **dict.fromkeys(("temperature", "tfs_z", "mirostat_tau", "mirostat_eta"), _ANY),
+    **dict.fromkeys(("repeat_penalty", "frequency_penalty", "presence_penalty"), _ANY),
+    **dict.fromkeys(("top_p", "min_p", "typical_p"), (0.0, 1.0)),
+}
+_INTEGERS: Final = {
+    "seed": (-(2**63), 2**63 - 1),
+    "top_k": (-(2**31), 2**31 - 1),
+    "max_tokens": (-(2**31), 2**31 - 1),
+    "mirostat_mode": (0, 2),
+    "top_logprobs": (0, 2**31 - 1),
+}
 
 
 def check_parameters(parameters: Mapping[str, Any], on_refuse: object) -> None:
@@ -24,8 +34,10 @@ def check_parameters(parameters: Mapping[str, Any], on_refuse: object) -> None:
     """
     if on_refuse not in ON_REFUSE:
         raise InvalidRequestError(f"on_refuse: expected one of {', '.join(ON_REFUSE)}, got {on_refuse!r}")
-    for name in _NUMBERS:
-        _check_number(name, parameters.get(name))
+    for name, (low, high) in _NUMBERS.items():
+        _check_number(name, parameters.get(name), low, high)
+    for name, (lowest, highest) in _INTEGERS.items():
+        _check_integer(name, parameters.get(name), lowest, highest)
     if parameters.get("repeat_penalty") == 0:
         raise InvalidRequestError("repeat_penalty: expected a number other than 0, which logits are divided by")
     _check_stop(parameters.get("stop"))
@@ -33,11 +45,36 @@ def check_parameters(parameters: Mapping[str, Any], on_refuse: object) -> None:
     _check_tools(parameters)
 
 
-def _check_number(name: str, value: object) -> None:
+def check_logprobs(parameters: Mapping[str, Any], logits_all: bool) -> None:
+    """Checks `logprobs`: a boolean in a chat, a number in a completion.
+
+    Raises:
+        InvalidRequestError: neither, or the model was loaded without `logits_all`.
+    """
+    value = parameters.get("logprobs")
+    if value is None or value is False:
+        return
+    if value is not True:
+        _check_integer("logprobs", value, 0, 2**31 - 1)
+    if not logits_all:
+        raise InvalidRequestError(f"logprobs: got {value}, but they need a model loaded with logits_all=True")
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InvalidRequestError(f"{name}: expected a finite number, got {value!r}")
+    number = as_number(value)
+    if number is None or not low <= number <= high:
+        allowed = "a finite number" if high == FLOAT32_MAX else f"a number in [{low:g}, {high:g}]"
+        raise InvalidRequestError(f"{name}: expected {allowed}, got {shown(value)}")
+
+
+def _check_integer(name: str, value: object, low: int, high: int) -> None:
+    if value is None:
+        return
+    number = as_integer(value)
+    if number is None or not low <= number <= high:
+        raise InvalidRequestError(f"{name}: expected an integer in [{low}, {high}], got {shown(value)}")
 
 
 def _check_stop(stop: object) -> None:
@@ -45,12 +82,23 @@ def _check_stop(stop: object) -> None:
     if texts is None:
         return
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts):
-        raise InvalidRequestError(f"stop: expected a string or a list of strings, none of them empty, got {stop!r}")
+        raise InvalidRequestError(
+            f"stop: expected a string or a list of strings, none of them empty, got {shown(stop)}"
+        )
+    if not all(map(is_unicode, texts)):
+        raise InvalidRequestError(f"stop: expected Unicode text, got a lone surrogate: {shown(stop)}")
 
 
 def _check_response_format(value: object) -> None:
-    if value is not None and (not isinstance(value, Mapping) or not isinstance(value.get("type"), str)):
-        raise InvalidRequestError(f"response_format: expected an object with a type, got {value!r}")
+    if value is None:
+        return
+    if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+        raise InvalidRequestError(f"response_format: expected an object with a type, got {shown(value)}")
+    if value["type"] not in RESPONSE_FORMATS:
+        raise InvalidRequestError(
+            f"response_format.type: expected one of {', '.join(RESPONSE_FORMATS)} (with a schema), "
+            f"got {shown(value['type'])}"
+        )
 
 
 def _check_tools(parameters: Mapping[str, Any]) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
 from refusal_edge.errors import InvalidPolicyError
+from refusal_edge.numbers import as_integer, as_number, shown
 
 Rule = Literal["threshold", "sum", "paper-single", "paper-argmax", "paper-category"]
 Score = Literal["control", "vocab"]
 Fallback = Literal["model", "respond", "refuse"]
 ControlValue = float | Literal["off", "model"]
+THRESHOLD_CODES: Final[dict[Literal["off", "model"], float]] = {"model": -1.0, "off": 2.0}
+"""How a control value that is no threshold is written as a number: in GGUF files and in the C library."""
 
 RULES: Final = get_args(Rule)
 SCORES: Final = get_args(Score)
@@ -33,25 +35,41 @@ def control_value(name: str, value: object) -> ControlValue:
     Raises:
         InvalidPolicyError: anything else, NaN and booleans included.
     """
-    if value == "off" or value == "model":
-        return value
+    if isinstance(value, str) and value in THRESHOLD_CODES:
+        return "off" if value == "off" else "model"
     return _number(name, value, 0.0, 1.0, or_else=', "off" or "model"')
 
 
 def _number(name: str, value: object, low: float, high: float, or_else: str = "") -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= float(value) <= high:
-        raise InvalidPolicyError(f"{name}: expected a number in [{low:g}, {high:g}]{or_else}, got {value!r}")
-    return float(value)
+    number = as_number(value)
+    if number is None or not low <= number <= high:
+        raise InvalidPolicyError(f"{name}: expected a number in [{low:g}, {high:g}]{or_else}, got {shown(value)}")
+    return number
+
+
+def _positive(name: str, value: object) -> float:
+    number = as_number(value)
+    if number is None or number <= 0:
+        raise InvalidPolicyError(f"{name}: expected a finite number > 0, got {shown(value)}")
+    return number
 
 
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidPolicyError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    if not isinstance(value, str) or value not in allowed:
+        raise InvalidPolicyError(f"{name}: expected one of {', '.join(allowed)}, got {shown(value)}")
 
 
-def _token_id(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise InvalidPolicyError(f"{name}: expected a token id in [0, 2147483647], got {value!r}")
+def _token_id(name: str, value: object) -> int:
+    token_id = as_integer(value)
+    if token_id is None or not 0 <= token_id < 2**31:
+        raise InvalidPolicyError(f"{name}: expected a token id in [0, 2147483647], got {shown(value)}")
+    return token_id
+
+
+def _listed(categories: object) -> tuple[Any, ...]:
+    if isinstance(categories, (str, bytes, Mapping)) or not isinstance(categories, Iterable):
+        raise InvalidPolicyError(f"categories: expected a list of Category, got {shown(categories)}")
+    return tuple(categories)
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ class Category:
             raise InvalidPolicyError(f"category id: expected lower-case letters, digits and _, got {self.id!r}")
         if self.id in _RESERVED:
             raise InvalidPolicyError(f"category id: {self.id!r} is the name of a policy field; choose another")
-        _token_id(f"category {self.id}: token_id", self.token_id)
+        object.__setattr__(self, "token_id", _token_id(f"category {self.id}: token_id", self.token_id))
         if not isinstance(self.title, str):
             raise InvalidPolicyError(f"category {self.id}: title: expected a string, got {self.title!r}")
         object.__setattr__(self, "threshold", control_value(f"threshold of category {self.id}", self.threshold))
@@ -119,12 +137,11 @@ class Policy:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        _token_id("respond_token_id", respond_token_id)
         _choice("rule", rule, RULES)
         _choice("score", score, SCORES)
         _choice("fallback", fallback, FALLBACKS)
-        put("categories", tuple(categories))
-        put("respond_token_id", respond_token_id)
+        put("categories", _listed(categories))
+        put("respond_token_id", _token_id("respond_token_id", respond_token_id))
         put("rule", rule)
         put("score", score)
         put("fallback", fallback)
@@ -186,7 +203,7 @@ class Policy:
             InvalidPolicyError: a name that is neither a field nor a category, or a value out of range.
         """
         fields = {name: changes.pop(name) for name in _CHANGEABLE if name in changes}
-        categories = tuple(fields.pop("categories", self.categories))
+        categories = _listed(fields.pop("categories", self.categories))
         known = [c.id for c in categories if isinstance(c, Category)]
         for name in changes:
             if name not in known:
@@ -213,7 +230,7 @@ class Policy:
         """
         if not isinstance(data, Mapping):
             raise InvalidPolicyError(f"policy: expected an object, got {type(data).__name__}")
-        if unknown := sorted(set(data) - set(_CHANGEABLE)):
+        if unknown := sorted(map(str, set(data) - set(_CHANGEABLE))):
             raise InvalidPolicyError(f"policy: unknown field {unknown[0]!r}: expected {', '.join(_CHANGEABLE)}")
         rows = data.get("categories")
         if not isinstance(rows, list) or "respond_token_id" not in data:
@@ -223,12 +240,6 @@ class Policy:
         except TypeError as error:
             raise InvalidPolicyError(f"policy: categories: expected id, token_id, threshold, title: {error}") from None
         return cls(**{**data, "categories": categories})
-
-
-def _positive(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise InvalidPolicyError(f"{name}: expected a finite number > 0, got {value!r}")
-    return float(value)
 
 
 _CHANGEABLE: Final = tuple(f.name for f in dataclasses.fields(Policy) if f.init)

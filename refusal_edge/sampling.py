@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+import re
+from collections.abc import Iterable
+from typing import Any, Final
 
 import llama_cpp
 import numpy as np
@@ -13,7 +15,34 @@ from llama_cpp import _internals
 from refusal_edge import _native
 from refusal_edge.decision import Decision
 from refusal_edge.errors import InvalidRequestError, RefusalEdgeError
+from refusal_edge.numbers import is_unicode, shown
 from refusal_edge.policy import Policy
+
+MAX_GRAMMAR_CHARACTERS: Final = 1 << 16
+MAX_GRAMMAR_DEPTH: Final = 256
+
+_GRAMMAR_LITERAL: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
+
+
+class ProcessorWatch:
+    """Logits processors, called where their errors are lost: kept here until the chain can raise them."""
+
+    def __init__(self, processors: object) -> None:
+        self._processors: list[Any] = list(processors) if isinstance(processors, Iterable) else [processors]
+        self.problem: str | None = None
+
+    def __call__(self, ids: npt.NDArray[np.intc], logits: npt.NDArray[np.single]) -> npt.NDArray[np.single]:
+        try:
+            changed = logits
+            for processor in self._processors:
+                changed = processor(ids, changed)
+            if np.shape(changed) != np.shape(logits):
+                self.problem = f"expected shape {np.shape(logits)}, got {np.shape(changed)}"
+            elif np.isnan(changed).any() or np.isposinf(changed).any():
+                self.problem = "gave NaN or infinity"
+        except Exception as error:  # any code of the caller's
+            self.problem = f"{type(error).__name__}: {shown(error)}"
+        return logits if self.problem else changed
 
 
 class Chain(_internals.LlamaSampler):  # type: ignore[misc]
@@ -22,6 +51,8 @@ class Chain(_internals.LlamaSampler):  # type: ignore[misc]
     Phase "decide": the first token sampled is the decided one, later ones are guarded. Phase "guard": control tokens
     are masked at every position. `close` frees the chain; without it memory waits for the cyclic garbage collector.
     """
+
+    watch: ProcessorWatch | None = None
 
     def __init__(self, policy: Policy, n_vocab: int, phase: _native.Phase) -> None:
         """`refusal_edge.host.bind()` must have been called.
@@ -51,8 +82,11 @@ class Chain(_internals.LlamaSampler):  # type: ignore[misc]
         Raises:
             InvalidLogitsError: the logits could not be decided on.
             RefusalEdgeError: no logits there, every candidate masked, or a control token mid-answer.
+            InvalidRequestError: a logits processor failed, or gave NaN or infinity.
         """
         token = _native.sampler_sample(_address(self.sampler), _address(ctx.ctx), idx)
+        if self.watch is not None and self.watch.problem is not None:
+            raise InvalidRequestError(f"logits_processor: {self.watch.problem}")
         if token in self._forbidden:
             raise RefusalEdgeError(
                 f"control token {token} was sampled mid-answer: a logits processor must have raised it"
@@ -108,10 +142,31 @@ def check_grammar(vocab: Any, grammar: Any) -> None:
         return
     if not isinstance(grammar, llama_cpp.LlamaGrammar):
         raise InvalidRequestError(f"grammar: expected a LlamaGrammar, got {type(grammar).__name__}")
+    check_grammar_size(grammar._grammar)
     sampler = llama_cpp.llama_sampler_init_grammar(vocab, grammar._grammar.encode(), grammar._root.encode())
     if not sampler:
         raise InvalidRequestError("grammar: llama.cpp cannot parse it")
     llama_cpp.llama_sampler_free(sampler)
+
+
+def check_grammar_size(source: object) -> None:
+    """llama.cpp parses a grammar, and follows its rules, by recursion: a large one would overflow the stack.
+
+    Raises:
+        InvalidRequestError: too long, too deep, or no text.
+    """
+    if not isinstance(source, str) or "\0" in source or not is_unicode(source):
+        raise InvalidRequestError("grammar: expected Unicode text without NUL characters")
+    if len(source) > MAX_GRAMMAR_CHARACTERS:
+        raise InvalidRequestError(
+            f"grammar: expected at most {MAX_GRAMMAR_CHARACTERS} characters, got {len(source)}; allow less at once"
+        )
+    depth = deepest = 0
+    for bracket in re.findall(r"[()]", _GRAMMAR_LITERAL.sub("", source)):
+        depth = depth + 1 if bracket == "(" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    if deepest > MAX_GRAMMAR_DEPTH:
+        raise InvalidRequestError(f"grammar: expected at most {MAX_GRAMMAR_DEPTH} nested groups, got {deepest}")
 
 
 def _address(pointer: Any) -> int:

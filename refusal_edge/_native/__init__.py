@@ -17,7 +17,7 @@ from refusal_edge._native._redge import ffi, lib
 from refusal_edge._native.status import check
 from refusal_edge.decision import Decision, Outcome
 from refusal_edge.errors import InvalidLogitsError
-from refusal_edge.policy import FALLBACKS, RULES, SCORES, ControlValue, Policy
+from refusal_edge.policy import FALLBACKS, RULES, SCORES, THRESHOLD_CODES, ControlValue, Policy
 
 __all__ = [
     "decide",
@@ -42,8 +42,6 @@ _OUTCOMES: Final[dict[int, Outcome]] = {
     lib.REDGE_RESPOND: "respond",
     lib.REDGE_NO_DECISION: "no_decision",
 }
-_THRESHOLD_MODEL: Final = -1.0
-_THRESHOLD_OFF: Final = 2.0
 
 
 def decide(logits: npt.NDArray[np.float32], policy: Policy, *, calibrated: bool = False) -> Decision:
@@ -160,9 +158,7 @@ def policy_struct(policy: Policy) -> Any:
 
 
 def _threshold(value: ControlValue) -> float:
-    if value == "model":
-        return _THRESHOLD_MODEL
-    return _THRESHOLD_OFF if value == "off" else float(value)
+    return THRESHOLD_CODES[value] if isinstance(value, str) else value
 
 
 def _sampler(address: int) -> Any:

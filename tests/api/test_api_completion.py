@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import llama_cpp
+import numpy as np
 import pytest
 from helpers import ALL_OFF, BENIGN, HARMFUL, REFUSE, held, raw_prompt, user
 from toy_model import CONTROL
@@ -164,6 +165,9 @@ def test_paper_rule_gives_the_vocabularys_argmax_where_it_has_no_threshold(llm: 
         ([10**9], "prompt: expected"),
         ([-1], "prompt: expected"),
         (["a"], "prompt: expected"),
+        (b"hello", "prompt: expected a string or token ids"),
+        ([True, False], "prompt: expected a string or token ids"),
+        ([1.0], "prompt: expected a string or token ids"),
         ("a\ud800", "lone surrogate"),
         ([], "at least one token"),
     ],
@@ -171,6 +175,11 @@ def test_paper_rule_gives_the_vocabularys_argmax_where_it_has_no_threshold(llm: 
 def test_bad_prompts(llm: Llama, prompt: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         complete(llm, prompt)
+
+
+def test_numpy_ids(llm: Llama) -> None:
+    ids = llama_cpp.Llama.tokenize(llm, raw_prompt(BENIGN).encode(), False, True)
+    assert complete(llm, np.array(ids))["choices"] == complete(llm, ids)["choices"]
 
 
 def test_prompt_too_long(llm: Llama) -> None:

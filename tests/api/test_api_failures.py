@@ -98,8 +98,20 @@ def test_files_that_llama_cpp_cannot_load(tmp_path: Path, toy_path: Path) -> Non
     }.items():
         path = tmp_path / f"{name}.gguf"
         path.write_bytes(content)
-        with pytest.raises(FormatError, match=r"llama\.cpp cannot load it"):
+        with pytest.raises(FormatError, match=rf"{name}\.gguf: "):
             Llama(path, verbose=False)
+
+
+def test_an_architecture_that_llama_cpp_does_not_know(tmp_path: Path, toy_path: Path) -> None:
+    path = tmp_path / "unknown.gguf"
+    path.write_bytes(
+        toy_path.read_bytes().replace(
+            b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama",
+            b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0lamas",
+        )
+    )
+    with pytest.raises(FormatError, match=r"llama\.cpp cannot load it"):
+        Llama(path, verbose=False)
 
 
 def test_a_model_loaded_for_something_else(toy_path: Path) -> None:

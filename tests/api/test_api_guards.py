@@ -7,19 +7,21 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
-from helpers import ALL_OFF, BENIGN, held, raw_prompt, user
+from helpers import ALL_OFF, BENIGN, counted_evals, held, raw_prompt, user
 
 from refusal_edge import Llama, RefusalEdgeError
 from refusal_edge.errors import InvalidRequestError
+from refusal_edge.sampling import check_grammar_size
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected duplicate leading:RuntimeWarning")
 
 
-def both_ways(llm: Llama, **arguments: Any) -> list[Any]:
+def both_ways(llm: Llama, **changes: Any) -> list[Any]:
     """The chat completion and, for those parameters that it has, the raw completion, as functions."""
-    calls = [lambda: llm.create_chat_completion(user("hi"), max_tokens=2, **arguments)]
+    arguments = {"max_tokens": 2, **changes}
+    calls = [lambda: llm.create_chat_completion(user("hi"), **arguments)]
     if not {"tools", "tool_choice", "response_format", "functions"} & set(arguments):
-        calls.append(lambda: llm.create_completion(raw_prompt("hi"), max_tokens=2, **arguments))
+        calls.append(lambda: llm.create_completion(raw_prompt("hi"), **arguments))
     return calls
 
 
@@ -30,12 +32,12 @@ def both_ways(llm: Llama, **arguments: Any) -> list[Any]:
         ({"stop": "x[respond]y"}, r"stop: may not hold"),
         ({"response_format": {"type": "json_object", "schema": {"enum": ["[respond]"]}}}, "response_format: may not"),
         ({"tools": [], "tool_choice": {"function": {"name": "[respond]"}}}, "tool_choice: expected one of"),
-        ({"logit_bias": {"x": 1}}, "logit_bias: expected token id -> number"),
+        ({"logit_bias": {"x": 1}}, "logit_bias: expected token id -> number, finite"),
         ({"logit_bias": {10**6: 1}}, r"logit_bias: expected token ids in \[0, "),
         ({"logit_bias": [1]}, "logit_bias: expected an object"),
         ({"grammar": "root ::= [a-z]"}, "grammar: expected a LlamaGrammar, got str"),
         ({"temperature": float("nan")}, "temperature: expected a finite number, got nan"),
-        ({"top_p": "high"}, "top_p: expected a finite number, got 'high'"),
+        ({"top_p": "high"}, r"top_p: expected a number in \[0, 1\], got 'high'"),
         ({"repeat_penalty": 0}, "repeat_penalty"),
         ({"stop": [""]}, "stop: expected"),
         ({"stop": [3]}, "stop: expected"),
@@ -44,12 +46,75 @@ def both_ways(llm: Llama, **arguments: Any) -> list[Any]:
         ({"tools": [{"function": {"name": 3}}]}, r"tools\[0\].function: expected a name"),
         ({"tool_choice": 7}, "tool_choice: expected"),
         ({"response_format": "json"}, "response_format: expected an object"),
+        ({"response_format": {"type": "banana"}}, "response_format.type: expected one of text, json_object"),
+        ({"logit_bias": {"5": 10**400}}, "logit_bias: expected token id -> number, finite"),
+        ({"logit_bias": {"5": float("nan")}}, "logit_bias: expected token id -> number, finite"),
+        ({"logit_bias": {"5": float("inf")}}, "logit_bias: expected token id -> number, finite"),
+        ({"logit_bias": {float("inf"): 1}}, "logit_bias: expected token id -> number, finite"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias: expected token id -> number, finite"),
+        ({"temperature": 10**400}, "temperature: expected a finite number"),
+        ({"presence_penalty": 1e308}, "presence_penalty: expected a finite number"),
+        ({"seed": "x"}, "seed: expected an integer"),
+        ({"seed": 1.5}, "seed: expected an integer"),
+        ({"top_k": 1.5}, "top_k: expected an integer"),
+        ({"max_tokens": 1.5}, "max_tokens: expected an integer"),
+        ({"mirostat_mode": 7}, r"mirostat_mode: expected an integer in \[0, 2\], got 7"),
+        ({"mirostat_mode": "x"}, "mirostat_mode: expected an integer"),
+        ({"min_p": -1}, r"min_p: expected a number in \[0, 1\], got -1"),
+        ({"top_p": 5}, r"top_p: expected a number in \[0, 1\], got 5"),
+        ({"stop": "\ud800"}, "stop: expected Unicode text"),
+        ({"logprobs": True}, "logprobs: got True, but they need a model loaded with logits_all=True"),
+        ({"logprobs": "x"}, "logprobs: expected an integer"),
     ],
 )
 def test_refused_parameters(llm: Llama, arguments: dict[str, Any], message: str) -> None:
     for call in both_ways(llm, **arguments):
-        with pytest.raises(InvalidRequestError, match=message):
+        with counted_evals(llm) as sizes, pytest.raises(InvalidRequestError, match=message):
             call()
+        assert sizes == [] or "grammar" in arguments  # said before the prompt is read
+
+
+def test_top_logprobs_out_of_range(llm: Llama) -> None:
+    with pytest.raises(InvalidRequestError, match="top_logprobs: expected an integer"):
+        llm.create_chat_completion(user("hi"), top_logprobs=-1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_logits_processor_that_gives_no_numbers(llm: Llama, value: float) -> None:
+    def processor(ids: Any, scores: Any) -> Any:
+        return np.full_like(scores, value)
+
+    with pytest.raises(InvalidRequestError, match="logits_processor: gave NaN or infinity"):
+        llm.create_chat_completion(user(BENIGN), policy=ALL_OFF, max_tokens=4, logits_processor=processor)
+
+
+def test_a_logits_processor_that_fails(llm: Llama) -> None:
+    def processor(ids: Any, scores: Any) -> Any:
+        raise KeyError("no such token")
+
+    with pytest.raises(InvalidRequestError, match="logits_processor: KeyError"):
+        llm.create_chat_completion(user(BENIGN), policy=ALL_OFF, max_tokens=4, logits_processor=processor)
+
+
+def test_a_grammar_that_would_overflow_the_stack(llm: Llama) -> None:
+    sources = {
+        "nested groups": "root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000,
+        "characters": 'root ::= "' + "a" * 100_000 + '"',
+        "NUL": 'root ::= "a\0"',
+    }
+    for message, source in sources.items():
+        for call in both_ways(llm, grammar=llama_cpp.LlamaGrammar.from_string(source), policy=ALL_OFF):
+            with pytest.raises(InvalidRequestError, match=f"grammar: .*{message}"):
+                call()
+
+
+def test_a_grammar_within_the_bounds(llm: Llama) -> None:
+    literal = 'root ::= "(((" [(] ' + "(" * 250 + '"a"' + ")" * 250
+    reply: Any = llm.create_chat_completion(
+        user("hi"), policy=ALL_OFF, max_tokens=9, grammar=llama_cpp.LlamaGrammar.from_string(literal)
+    )
+    assert "((((a".startswith(reply["choices"][0]["message"]["content"])
+    check_grammar_size('root ::= "' + "(" * 1000 + '" [' + "(" * 1000 + "]")
 
 
 def test_logit_bias_on_each_control_token(llm: Llama) -> None:
