@@ -1,6 +1,6 @@
 /* exp((z - max) / T) in float, for the SIMD scans: 2^x with x = z * scale - offset, split into a whole part and a rest.
- * One fused multiply-add makes x, so nothing is lost to cancellation; that offset is max * scale only rounded to float
- * is made good by one factor on the whole sum. */
+ * One fused multiply-add makes x, so nothing is lost to cancellation. The offset is max * scale only rounded to a whole
+ * number: the sum is in units of what the same arithmetic makes of the maximum itself, which so counts as exactly 1. */
 #ifndef REDGE_EXP2_H
 #define REDGE_EXP2_H
 
@@ -8,23 +8,22 @@
 #include <stdbool.h>
 
 typedef struct redge_exp2 {
-    float scale;  /* log2(e) / T */
-    float offset; /* max * scale, rounded */
-    double correction;
+    float scale;      /* log2(e) / T */
+    float offset;     /* max * scale, rounded to a whole number */
+    float lowest;     /* a logit at which 2^x is still a normal number, and no part of any sum */
     float negligible; /* logits below it add less than 1e-8 to any sum, even 2^20 of them */
 } redge_exp2;
 
-/* False where float is too coarse, the offset's last place must be well below 1, or overflows: those logits and
- * temperatures go to the serial scan. */
+/* False where float is too coarse, eighths of a number as large as the offset must be exact, or overflows: those logits
+ * and temperatures go to the serial scan. */
 static inline bool redge_exp2_for(float max, double temperature, redge_exp2 * e) {
     const double scale = 1.4426950408889634 / temperature;
     if (!(scale >= 0x1p-20 && scale <= 0x1p10) || !(fabs(max * scale) < 0x1p20)) {
         return false;
     }
     e->scale = (float) scale;
-    const double offset = (double) max * e->scale;
-    e->offset = (float) offset;
-    e->correction = exp2((double) e->offset - offset);
+    e->offset = (float) rint((double) max * e->scale);
+    e->lowest = (float) ((e->offset - 125.0) / e->scale);
     e->negligible = (float) (max - 33.0 * temperature);
     return true;
 }

@@ -46,21 +46,37 @@ static bool top_k(redge_sampler * s, const redge_kernels * kernels, const float 
     return true;
 }
 
-/* A distance below the maximum at which min-p drops a logit for sure; 0 if it cannot be told. Two candidates are shown,
- * and since rounding is monotone, what is dropped next to 0 is dropped next to every maximum. */
+/* Two candidates are shown, and since rounding is monotone, what is dropped next to 0 is dropped next to every maximum.
+ */
+typedef enum { DROPS, KEEPS, KEEPS_ANY } answer;
+
+static answer ask_min_p(struct llama_sampler * min_p, float reach) {
+    llama_token_data pair[2] = {{.id = 0, .logit = 0.0f, .p = 0.0f}, {.id = 1, .logit = -reach, .p = 0.0f}};
+    llama_token_data_array probe = {.data = pair, .size = 2, .selected = -1, .sorted = false};
+    redge_host.llama_sampler_apply(min_p, &probe);
+    return probe.sorted ? KEEPS_ANY /* it keeps a least number of candidates */ : probe.size == 1 ? DROPS : KEEPS;
+}
+
+/* A distance below the maximum at which min-p drops a logit for sure, not much larger than it must be; 0 if it cannot
+ * be told. */
 static float ask_reach(struct llama_sampler * min_p) {
-    for (float reach = 1.0f; reach <= 64.0f; reach *= 2.0f) {
-        llama_token_data pair[2] = {{.id = 0, .logit = 0.0f, .p = 0.0f}, {.id = 1, .logit = -reach, .p = 0.0f}};
-        llama_token_data_array probe = {.data = pair, .size = 2, .selected = -1, .sorted = false};
-        redge_host.llama_sampler_apply(min_p, &probe);
-        if (probe.sorted) {
-            return 0.0f; /* it keeps a least number of candidates */
-        }
-        if (probe.size == 1) {
-            return reach;
+    float reach = 1.0f;
+    answer a = ask_min_p(min_p, reach);
+    while (a == KEEPS && reach < 64.0f) {
+        reach *= 2.0f;
+        a = ask_min_p(min_p, reach);
+    }
+    if (a != DROPS) {
+        return 0.0f;
+    }
+    float part = reach / 2.0f;
+    for (int i = 0; i < 3 && reach > 1.0f; ++i) { /* it lies between the half and the whole */
+        part /= 2.0f;
+        if (ask_min_p(min_p, reach - part) == DROPS) {
+            reach -= part;
         }
     }
-    return 0.0f;
+    return reach;
 }
 
 /* The sampler itself filters all that it could keep. It leaves the list unsorted unless it had to keep more than that.
@@ -72,7 +88,8 @@ static bool min_p(redge_sampler * s, const redge_kernels * kernels, const float 
     if (reach == 0.0f || max == -INFINITY) {
         return false;
     }
-    const int32_t n = redge_selector_at_least(&s->selector, kernels, logits, max - reach);
+    const int32_t n = redge_selector_at_least(&s->selector, kernels, logits, max - reach, REDGE_DENSE_PICKS,
+                                              REDGE_DENSE_PICKS_PER_CHUNK);
     if (n < 0) {
         return false;
     }

@@ -24,18 +24,19 @@ static bool chunk_maxima(const float * chunk, float * maxima) {
 static const float ROUND = 1572864.0f;
 
 /* sum + 2^x, with x = k/8 + r and |r| <= 1/16, so that a polynomial of degree 3 does: fewer multiply-adds, which are
- * what this loop waits for. The low three bits of k choose 2^(j/8) from a table that already lacks j << 20, and k,
+ * what this loop waits for. x itself is never there: the offset is a whole number, so that what is subtracted from
+ * z * scale to leave r is exact. The low three bits of k choose 2^(j/8) from a table that already lacks j << 20, and k,
  * shifted by 20, adds it back along with the exponent. */
 static inline __m256 add_exp2_f32x8(__m256 sum_f32x8, __m256 z_f32x8, const redge_exp2 * e) {
     static const float c[] = REDGE_EXP2_EIGHTH;
     const __m256i table_i32x8 = _mm256_setr_epi32(
         0x3F800000, 0x3F8B95C2 - (1 << 20), 0x3F9837F0 - (2 << 20), 0x3FA5FED7 - (3 << 20), 0x3FB504F3 - (4 << 20),
         0x3FC5672A - (5 << 20), 0x3FD744FD - (6 << 20), 0x3FEAC0C7 - (7 << 20));
-    const __m256 lowest_f32x8 = _mm256_set1_ps(-125.0f);
-    __m256 x_f32x8 = _mm256_fmsub_ps(z_f32x8, _mm256_set1_ps(e->scale), _mm256_set1_ps(e->offset));
-    x_f32x8 = _mm256_max_ps(x_f32x8, lowest_f32x8);
-    const __m256 t_f32x8 = _mm256_add_ps(x_f32x8, _mm256_set1_ps(ROUND));
-    const __m256 r_f32x8 = _mm256_sub_ps(x_f32x8, _mm256_sub_ps(t_f32x8, _mm256_set1_ps(ROUND)));
+    const __m256 scale_f32x8 = _mm256_set1_ps(e->scale);
+    const __m256 origin_f32x8 = _mm256_set1_ps(ROUND - e->offset);
+    z_f32x8 = _mm256_max_ps(_mm256_set1_ps(e->lowest), z_f32x8); /* in this order NaN stays NaN */
+    const __m256 t_f32x8 = _mm256_fmadd_ps(z_f32x8, scale_f32x8, origin_f32x8);
+    const __m256 r_f32x8 = _mm256_fmsub_ps(z_f32x8, scale_f32x8, _mm256_sub_ps(t_f32x8, origin_f32x8));
     __m256 p_f32x8 = _mm256_set1_ps(c[3]);
     p_f32x8 = _mm256_fmadd_ps(p_f32x8, r_f32x8, _mm256_set1_ps(c[2]));
     p_f32x8 = _mm256_fmadd_ps(p_f32x8, r_f32x8, _mm256_set1_ps(c[1]));
@@ -44,6 +45,10 @@ static inline __m256 add_exp2_f32x8(__m256 sum_f32x8, __m256 z_f32x8, const redg
     const __m256i eighth_i32x8 = _mm256_permutevar8x32_epi32(table_i32x8, k_i32x8);
     const __m256i power_i32x8 = _mm256_add_epi32(eighth_i32x8, _mm256_slli_epi32(k_i32x8, 20));
     return _mm256_fmadd_ps(p_f32x8, _mm256_castsi256_ps(power_i32x8), sum_f32x8);
+}
+
+static float term(float z, const redge_exp2 * e) {
+    return _mm256_cvtss_f32(add_exp2_f32x8(_mm256_setzero_ps(), _mm256_set1_ps(z), e));
 }
 
 static inline __m256d widened_sum(__m256 x_f32x8) {

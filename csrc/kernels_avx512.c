@@ -33,6 +33,10 @@ static inline __m512 exp2_f32x16(__m512 z_f32x16, const redge_exp2 * e) {
     return _mm512_scalef_ps(p_f32x16, x_f32x16);
 }
 
+static float term(float z, const redge_exp2 * e) {
+    return _mm512_cvtss_f32(exp2_f32x16(_mm512_set1_ps(z), e));
+}
+
 static inline __m512d widened_sum(__m512 x_f32x16) {
     const __m256 low_f32x8 = _mm512_castps512_ps256(x_f32x16);
     const __m256 high_f32x8 = _mm512_extractf32x8_ps(x_f32x16, 1);

@@ -39,6 +39,10 @@ static inline float32x4_t add_exp2_f32x4(float32x4_t sum_f32x4, float32x4_t z_f3
     return vfmaq_f32(sum_f32x4, p_f32x4, vreinterpretq_f32_s32(power_i32x4));
 }
 
+static float term(float z, const redge_exp2 * e) {
+    return vgetq_lane_f32(add_exp2_f32x4(vdupq_n_f32(0.0f), vdupq_n_f32(z), e), 0);
+}
+
 static inline float64x2_t widened_sum(float32x4_t x_f32x4) {
     return vaddq_f64(vcvt_f64_f32(vget_low_f32(x_f32x4)), vcvt_high_f64_f32(x_f32x4));
 }

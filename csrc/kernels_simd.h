@@ -1,5 +1,5 @@
 /* The part of the kernels that is the same on every SIMD instruction set. A file that includes it defines the two
- * functions on whole chunks of REDGE_CHUNK logits that are declared first. */
+ * functions on whole chunks of REDGE_CHUNK logits that are declared first, and the one on a single logit. */
 #ifndef REDGE_KERNELS_SIMD_H
 #define REDGE_KERNELS_SIMD_H
 
@@ -11,6 +11,7 @@
 
 static bool chunk_maxima(const float * chunk, float * maxima);      /* of the lanes; false: NaN or +Inf seen */
 static double chunk_sum(const float * chunk, const redge_exp2 * e); /* of 2^(z * scale - offset) */
+static float term(float z, const redge_exp2 * e);                   /* what chunk_sum adds for one logit */
 
 /* The chunk itself, or, for the short one at the end, a copy filled up with -Inf: it adds nothing to any result. */
 static inline const float * whole_chunk(const float * logits, int32_t n, int32_t chunk, float * copy) {
@@ -45,6 +46,7 @@ static inline int32_t first_of(const float * logits, int32_t i, float value) {
 static void scan(const float * logits, int32_t n, double temperature, redge_scan * out) {
     *out = (redge_scan) {.sum = 0.0, .max = -INFINITY, .argmax = 0, .finite = true};
     redge_exp2 e = {.negligible = INFINITY};
+    double unit = 1.0;
     int32_t best_chunk = 0;
     float copy[REDGE_CHUNK];
     float maxima[REDGE_LANES];
@@ -62,10 +64,11 @@ static void scan(const float * logits, int32_t n, double temperature, redge_scan
             }
             out->sum *= exp(((double) out->max - max) / temperature);
             out->max = max;
+            unit = term(max, &e);
             best_chunk = c;
         }
         if (max >= e.negligible) {
-            out->sum += chunk_sum(chunk, &e) * e.correction;
+            out->sum += chunk_sum(chunk, &e) / unit;
         }
     }
     if (out->max > -INFINITY) {

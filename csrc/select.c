@@ -4,13 +4,16 @@
 #include <stdlib.h>
 
 /* A chunk more than asked for, since picks are counted a chunk at a time. */
-enum { ROOM = REDGE_MAX_PICKS + REDGE_CHUNK };
+static size_t room_for_picks(int32_t n_vocab) {
+    const int32_t dense = REDGE_DENSE_PICKS + redge_n_chunks(n_vocab) * REDGE_DENSE_PICKS_PER_CHUNK;
+    return (size_t) (dense > REDGE_MAX_PICKS ? dense : REDGE_MAX_PICKS) + REDGE_CHUNK;
+}
 
 bool redge_selector_init(redge_selector * s, int32_t n_vocab, const int32_t * excluded, int32_t n_excluded) {
     *s = (redge_selector){.n_vocab = n_vocab, .n_excluded = n_excluded, .excluded = excluded};
     s->maxima = malloc((size_t) redge_n_chunks(n_vocab) * REDGE_LANES * sizeof *s->maxima);
     s->chunk_maxima = malloc((size_t) redge_n_chunks(n_vocab) * sizeof *s->chunk_maxima);
-    s->picks = malloc(ROOM * sizeof *s->picks);
+    s->picks = malloc(room_for_picks(n_vocab) * sizeof *s->picks);
     return s->maxima != NULL && s->chunk_maxima != NULL && s->picks != NULL;
 }
 
@@ -73,13 +76,24 @@ float redge_selector_max(const redge_selector * s) {
     return max;
 }
 
+static bool holds_excluded(const redge_selector * s, int32_t start, int32_t end) {
+    for (int32_t i = 0; i < s->n_excluded; ++i) {
+        if (s->excluded[i] >= start && s->excluded[i] < end) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Appends the ids of one chunk that reach the floor to the first n picks; returns the new n. */
 static int32_t pick_chunk(redge_selector * s, const redge_kernels * kernels, const float * logits, int32_t chunk,
                           float floor, int32_t n) {
     const int32_t start = chunk * REDGE_CHUNK;
     const int32_t end = s->n_vocab - start < REDGE_CHUNK ? s->n_vocab : start + REDGE_CHUNK;
-    const int32_t n_found = kernels->pick(logits, start, end, floor, s->picks + n);
-    const int32_t n_all = n + n_found;
+    const int32_t n_all = n + kernels->pick(logits, start, end, floor, s->picks + n);
+    if (!holds_excluded(s, start, end)) {
+        return n_all;
+    }
     for (int32_t i = n; i < n_all; ++i) {
         if (!is_excluded(s, s->picks[i])) {
             s->picks[n++] = s->picks[i];
@@ -88,12 +102,14 @@ static int32_t pick_chunk(redge_selector * s, const redge_kernels * kernels, con
     return n;
 }
 
-int32_t redge_selector_at_least(redge_selector * s, const redge_kernels * kernels, const float * logits, float floor) {
+int32_t redge_selector_at_least(redge_selector * s, const redge_kernels * kernels, const float * logits, float floor,
+                                int32_t most, int32_t most_per_chunk) {
     int32_t n = 0;
     for (int32_t c = 0; c < redge_n_chunks(s->n_vocab); ++c) {
+        most += most_per_chunk;
         if (s->chunk_maxima[c] >= floor) {
             n = pick_chunk(s, kernels, logits, c, floor, n);
-            if (n > REDGE_MAX_PICKS) {
+            if (n > most) {
                 return -1;
             }
         }
@@ -203,7 +219,7 @@ bool redge_selector_top_k(redge_selector * s, const redge_kernels * kernels, con
     if (floor == -INFINITY) {
         return false;
     }
-    const int32_t n = redge_selector_at_least(s, kernels, logits, floor);
+    const int32_t n = redge_selector_at_least(s, kernels, logits, floor, REDGE_MAX_PICKS, 0);
     if (n < 0) {
         return false;
     }

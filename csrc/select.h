@@ -5,6 +5,7 @@
 #include "kernels.h"
 
 enum { REDGE_MAX_TOP_K = 1024, REDGE_MAX_PICKS = 4096 };
+enum { REDGE_DENSE_PICKS = 256, REDGE_DENSE_PICKS_PER_CHUNK = REDGE_CHUNK / 8 };
 
 typedef struct redge_selector {
     int32_t n_vocab;
@@ -27,9 +28,11 @@ float redge_selector_max(const redge_selector * s);
 /* Lowest token id of the largest logit; -1 if there is none but -Inf. */
 int32_t redge_selector_argmax(redge_selector * s, const redge_kernels * kernels, const float * logits);
 
-/* Writes the ids of all logits >= floor, which is > -Inf, to picks, ascending; returns how many, or -1 if they are more
- * than REDGE_MAX_PICKS: what is worth the detour is over by then. */
-int32_t redge_selector_at_least(redge_selector * s, const redge_kernels * kernels, const float * logits, float floor);
+/* Writes the ids of all logits >= floor, which is > -Inf, to picks, ascending; returns how many, or -1 as soon as they
+ * are more than `most` and `most_per_chunk` for each chunk so far: what is worth the detour is over by then. At most
+ * REDGE_MAX_PICKS and 0, or REDGE_DENSE_PICKS and REDGE_DENSE_PICKS_PER_CHUNK. */
+int32_t redge_selector_at_least(redge_selector * s, const redge_kernels * kernels, const float * logits, float floor,
+                                int32_t most, int32_t most_per_chunk);
 
 /* Writes the ids of the k largest logits to picks, descending. False if they are not the same for every correct
  * algorithm (ties among them or with the next one, fewer than k finite), or k is outside [1, REDGE_MAX_TOP_K]. */
