@@ -104,7 +104,7 @@ def annotate(
             token_type = "control"
             warnings.append("tokens of this kind of vocabulary cannot be sealed: they were written as CONTROL")
 
-        with scratch_file(out, dry_run=dry_run) as scratch:
+        with scratch_file() as scratch:
             proven = prove_header(vocab, control, token_type, _header_of(file, vocab), scratch)
         warnings += proven.warnings
         stamp = _stamp(control, proven, previous, thresholds or {})

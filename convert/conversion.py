@@ -21,6 +21,7 @@ from .config import Config
 from .control import ControlTokens, find_control_tokens
 from .family import Family
 from .gguf_writer import KeyValue, encode_header
+from .jsonfile import shown
 from .metadata import avoid_phi3, general_keys
 from .partfile import check_free_space, check_target, part_file
 from .plan import Plan, make_plan, vocabulary_rows
@@ -116,6 +117,12 @@ def convert(
     started = time.monotonic()
     src, out = Path(src), Path(out)
     check_target(out, force=force)
+    if out.resolve().parent == src.resolve() and out.exists():
+        raise ConversionError(f"{out} is a file of the checkpoint; write the GGUF elsewhere")
+    if threads is not None and threads < 1:
+        raise ConversionError(f"--threads must be at least 1, got {threads}")
+    if name is not None and not (name.isprintable() and name.strip()):
+        raise ConversionError(f"--name must be printable text, got {shown(name)}")
 
     checkpoint = open_checkpoint(src)
     family = checkpoint.family
@@ -138,7 +145,7 @@ def convert(
         src, checkpoint.config, family.arch, name=name, n_params=plan.n_params, file_type=recipe.file_type
     )
     general = avoid_phi3(general, vocab.tokens)
-    with scratch_file(out, dry_run=dry_run) as scratch:
+    with scratch_file() as scratch:
         proven = prove(vocab, control, token_type, arch=family.arch, name=_name_in(general), scratch=scratch)
     warnings += [*notes, *proven.warnings]
     stamp = control.stamp(token_type=proven.token_type, reachable=proven.reachability.worst)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from refusal_edge.errors import FormatError
 
 MAX_BYTES = 16 << 20
+
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_object(text: str | bytes, source: str) -> dict[str, Any]:
@@ -39,6 +42,11 @@ def parse_object(text: str | bytes, source: str) -> dict[str, Any]:
         raise
     except ValueError as error:  # an integer with more digits than Python is willing to read
         raise FormatError(f"{source}: {error}") from None
+    if _ESCAPED_SURROGATE.search(text.encode() if isinstance(text, str) else text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise FormatError(f"{source}: half of a surrogate pair is not text") from None
     if not isinstance(value, dict):
         raise FormatError(f"{source}: expected a JSON object, got {type(value).__name__}")
     return value

@@ -78,7 +78,13 @@ def _model_card(folder: Path) -> dict[str, Any]:
     card = folder / "README.md"
     if card.is_file() and card.stat().st_size > MAX_CARD_BYTES:
         raise ValueError(f"larger than {MAX_CARD_BYTES} bytes")
-    return dict(Metadata.load_model_card(folder))
+    return {key: value for key, value in Metadata.load_model_card(folder).items() if _is_flat(value)}
+
+
+def _is_flat(value: Any) -> bool:
+    """At most one level deep: YAML aliases can nest a few bytes into more text than there is memory."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return all(isinstance(item, (str, int, float)) for item in items)
 
 
 def _describe(
@@ -86,8 +92,9 @@ def _describe(
 ) -> list[KeyValue]:
     known_as = config.get("_name_or_path")
     hints = {"_name_or_path": known_as} if isinstance(known_as, str) else {}
-    metadata = Metadata.apply_metadata_heuristic(Metadata(), card, hints, folder.resolve(), n_params)
-    metadata.name = name or metadata.name or folder.resolve().name
+    place = Path(folder.resolve().name.encode(errors="replace").decode())
+    metadata = Metadata.apply_metadata_heuristic(Metadata(), card, hints, place, n_params)
+    metadata.name = name or metadata.name or place.name
     metadata.size_label = metadata.size_label or format_size(n_params, n_params, 0, 0)
     writer = GGUFWriter(path=None, arch=arch)  # used as a list: it knows the key of each field
     metadata.set_gguf_meta_model(writer)
@@ -100,6 +107,7 @@ def _describe(
         texts = pair.value if pair.type is GGUFValueType.ARRAY else [pair.value]
         if pair.type is not GGUFValueType.UINT32 and not all(isinstance(text, str) for text in texts):
             raise TypeError(f"{pair.key} must be text")
+        "".join(text for text in texts if isinstance(text, str)).encode()  # YAML knows text that UTF-8 does not
     return pairs
 
 

@@ -16,6 +16,8 @@ def check_target(target: Path, *, force: bool) -> None:
     """Raises ConversionError unless `target` may be created."""
     if target.is_dir():
         raise ConversionError(f"{target} is a folder; give the name of the file to write")
+    if os.path.lexists(target) and not target.is_file():
+        raise ConversionError(f"{target} is not a regular file; give the name of the file to write")
     if not target.parent.is_dir():
         raise ConversionError(f"{target.parent} does not exist; create the folder first")
     if target.exists() and not force:

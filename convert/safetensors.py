@@ -171,6 +171,8 @@ def _read_unindexed(folder: Path, shards: list[str]) -> dict[str, StoredTensor]:
         raise FormatError(
             f"{folder}: the shards do not form one set of {total} ({_some(missing)} missing or unexpected)"
         )
+    if strange := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise FormatError(f"{folder}: {_some(strange)} is not a regular file")
     return _merge(read_header(folder / shard) for shard in shards)
 
 
