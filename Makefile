@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.c csrc/*.h refusal_edge/_native/*)
+NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.c csrc/*.h examples/*.c refusal_edge/_native/*)
 
 .PHONY: demo test test-arm64 lint format bench clean help
 
@@ -22,12 +22,12 @@ lint: $(VENV)/.installed-dev    ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h examples/*.c
 
 format: $(VENV)/.installed-dev    ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.c csrc/*.h
+	$(BIN)/clang-format -i csrc/*.c csrc/*.h examples/*.c
 
 bench: $(VENV)/.installed-test    ## the project's own benchmark
 	$(BIN)/refusal-edge bench

@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 static const char * const CATEGORY_NAMES[] = {"safety", "unsupported"};
+static const char * const OUTCOMES[] = {"refuse", "respond", "no decision"};
 
 int main(void) {
     const float logits[] = {-4.0f, -3.5f, -5.0f, -4.2f, -6.0f, 2.0f, -1.0f, 3.0f};
@@ -30,8 +31,7 @@ int main(void) {
             continue;
         }
         const char * category = decision.category < 0 ? "-" : CATEGORY_NAMES[decision.category];
-        printf("%s %s (score %.3f)\n", decision.outcome == REDGE_REFUSE ? "refuse" : "respond", category,
-               decision.scores[0]);
+        printf("%s %s (score %.3f)\n", OUTCOMES[decision.outcome], category, decision.scores[0]);
     }
     return 0;
 }

@@ -1,7 +1,8 @@
 /* The rule in a plain llama.cpp chain, in a C host that has its own llama.h and libllama: build with
  *
  *     cmake -B build/c -DREFUSAL_EDGE_PYTHON=OFF && cmake --build build/c
- *     cc -std=c11 -Icsrc -I$LLAMA/include examples/sampler.c build/c/libredge.a -L$LLAMA/lib -lllama -lggml-base -lm -o sampler
+ *     cc -std=c11 -Icsrc -I$LLAMA/include examples/sampler.c build/c/libredge.a \
+ *         -L$LLAMA/lib -lllama -lggml-base -lm -o sampler
  *     ./sampler model.gguf 'templated prompt, up to and including the generation prompt'
  *
  * The policy is read from the scalar `refusal_edge.*` keys that `refusal-edge convert` wrote. */
@@ -14,14 +15,38 @@
 
 enum { MAX_PROMPT = 512, MAX_ANSWER = 48 };
 
+static const char * const RULES[] = {"threshold", "sum", "paper-single", "paper-argmax", "paper-category"};
+static const char * const SCORES[] = {"control", "vocab"};
+static const char * const FALLBACKS[] = {"model", "respond", "refuse"};
+static const char * const OUTCOMES[] = {"refuse", "respond", "no decision"};
+
 static double number(const struct llama_model * model, const char * key, double otherwise) {
     char value[64];
     return llama_model_meta_val_str(model, key, value, sizeof value) < 0 ? otherwise : atof(value);
 }
 
+/* Index of the key's value among `names`: 0 where the key is absent, n where the value is none of them. */
+static int choice(const struct llama_model * model, const char * key, const char * const * names, int n) {
+    char value[64];
+    int i = 0;
+    if (llama_model_meta_val_str(model, key, value, sizeof value) >= 0) {
+        while (i < n && strcmp(value, names[i]) != 0) {
+            ++i;
+        }
+    }
+    return i;
+}
+
+/* What no value can be is left to redge_sampler_init, which refuses it. */
 static redge_policy read_policy(const struct llama_model * model) {
     redge_policy policy;
     redge_policy_default(&policy);
+    policy.rule = (redge_rule) choice(model, "refusal_edge.rule", RULES, REDGE_RULE_COUNT);
+    policy.score = (redge_score) choice(model, "refusal_edge.score", SCORES, REDGE_SCORE_COUNT);
+    policy.fallback = (redge_fallback) choice(model, "refusal_edge.fallback", FALLBACKS, REDGE_FALLBACK_COUNT);
+    policy.temperature = number(model, "refusal_edge.temperature", policy.temperature);
+    policy.min_control_mass = number(model, "refusal_edge.min_control_mass", policy.min_control_mass);
+    policy.sum_threshold = number(model, "refusal_edge.threshold", policy.sum_threshold);
     policy.respond_token_id = (int32_t) number(model, "refusal_edge.respond_token_id", -1);
     policy.n_categories = (uint32_t) number(model, "refusal_edge.category.count", 0);
     for (uint32_t c = 0; c < policy.n_categories && c < REDGE_MAX_CATEGORIES; ++c) {
@@ -78,14 +103,19 @@ int main(int argc, char ** argv) {
         if (status != REDGE_OK) {
             return fail("sampling", redge_status_message(status));
         }
+        if (llama_vocab_is_eog(vocab, token)) {
+            break;
+        }
+        bool is_text = true;
         if (i == 0) {
             redge_decision decision;
-            status = redge_sampler_decision(chain, &decision);
-            printf("%s, control mass %.3f:", decision.outcome == REDGE_REFUSE ? "refuse" : "respond",
-                   decision.control_mass);
-        } else if (llama_vocab_is_eog(vocab, token)) {
-            break;
-        } else {
+            if (redge_sampler_decision(chain, &decision) != REDGE_OK) {
+                return fail("decision", "none was made");
+            }
+            printf("%s, control mass %.3f:", OUTCOMES[decision.outcome], decision.control_mass);
+            is_text = decision.token_id < 0;
+        }
+        if (is_text) {
             char piece[64];
             const int32_t length = llama_token_to_piece(vocab, token, piece, sizeof piece, 0, false);
             printf("%.*s", length > 0 ? length : 0, piece);
