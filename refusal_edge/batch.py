@@ -18,8 +18,9 @@ from llama_cpp import _internals
 
 from refusal_edge import _native
 from refusal_edge.decision import Decision
-from refusal_edge.errors import InvalidRequestError, PromptTooLongError, RefusalEdgeError
+from refusal_edge.errors import RefusalEdgeError
 from refusal_edge.policy import Policy
+from refusal_edge.prompt import check_length
 
 if TYPE_CHECKING:
     from refusal_edge.deciding_llama import DecidingLlama
@@ -71,26 +72,17 @@ class BatchDecider:
         prompts = iter(prompts)
         while group := list(islice(prompts, MAX_SEQUENCES)):
             for ids in group:
-                self._check(ids)
+                check_length(len(ids), self._n_ctx)
             n_shared = self._share_prefix(group)
             for pack in self._packs(group, n_shared):
                 yield from self._decide_pack(pack, n_shared, policy, calibrated)
-
-    def _check(self, ids: Ids) -> None:
-        if not ids:
-            raise InvalidRequestError("prompt: expected at least one token, got none")
-        if len(ids) > self._n_ctx:
-            raise PromptTooLongError(
-                f"prompt: {len(ids)} tokens do not fit the context of {self._n_ctx}: "
-                "shorten it, or load the model with a larger n_ctx"
-            )
 
     def _share_prefix(self, group: Sequence[Ids]) -> int:
         """Brings sequence 0 to what the prompts share, where that saves work; returns how many tokens of it."""
         if not self._shares_cells:
             return 0
-        common = _common_prefix([ids[:-1] for ids in group])
-        held = _common_prefix([self._prefix, common])
+        common = _shared_beginning([ids[:-1] for ids in group])
+        held = _shared_beginning([self._prefix, common])
         missing = common[len(held) :]
         if len(missing) * (len(group) - 1) >= WORTH_A_DECODE:
             self._forget(0, len(held))
@@ -194,7 +186,7 @@ def _decode(
     return int(llama_cpp.llama_decode(context, batch))
 
 
-def _common_prefix(sequences: Sequence[Ids]) -> Ids:
+def _shared_beginning(sequences: Sequence[Ids]) -> Ids:
     """What all of them begin with: it is enough to compare the smallest with the largest."""
     low, high = min(sequences), max(sequences)
     n = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))

@@ -23,7 +23,6 @@ from refusal_edge.errors import (
     InvalidPolicyError,
     InvalidRequestError,
     MetadataError,
-    PromptTooLongError,
     RefusedError,
 )
 from refusal_edge.keys import Stamp
@@ -32,7 +31,7 @@ from refusal_edge.numbers import as_integer, shown
 from refusal_edge.pins import broken_pins
 from refusal_edge.placement import Placement, check_placement, decide_on_backend, has_graph
 from refusal_edge.policy import Policy
-from refusal_edge.prompt import PromptTokenizer
+from refusal_edge.prompt import PromptTokenizer, check_length
 from refusal_edge.sampling import Chain, ProcessorWatch, check_grammar, decision_chain, guarded, last_logits
 from refusal_edge.turn import Turn
 from refusal_edge.upstream import arguments_of
@@ -242,8 +241,6 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         return policy
 
     def _decide_ids(self, ids: list[int], policy: Policy) -> Decision:
-        if not ids:
-            raise InvalidRequestError("prompt: expected at least one token, got none")
         if self.model_params.vocab_only:
             raise InvalidRequestError("the model was loaded with vocab_only=True: load it without to decide")
         self._check_length(len(ids))
@@ -331,11 +328,7 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
                 return
 
     def _check_length(self, n_tokens: int) -> None:
-        if n_tokens > self._n_ctx:
-            raise PromptTooLongError(
-                f"prompt: {n_tokens} tokens with room for an answer do not fit the context of {self._n_ctx}: "
-                "shorten it, or load the model with a larger n_ctx"
-            )
+        check_length(n_tokens, self._n_ctx)
 
     def _tokenizer(self) -> PromptTokenizer:
         if self._prompts is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from refusal_edge.errors import InvalidRequestError
+from refusal_edge.errors import InvalidRequestError, PromptTooLongError
 from refusal_edge.template import Piece
 
 Tokenize = Callable[[bytes, bool], list[int]]  # text, whether special tokens in it stand for themselves
@@ -160,6 +160,17 @@ class PromptTokenizer:
     def _name(self, token_id: int) -> str:
         texts = {**{t.id: t.text for t in self.special}, **self.control}
         return repr(texts[token_id].decode(errors="replace"))
+
+
+def check_length(n_tokens: int, n_ctx: int) -> None:
+    """Raises InvalidRequestError for a prompt without tokens, PromptTooLongError for one beyond the context."""
+    if n_tokens == 0:
+        raise InvalidRequestError("prompt: expected at least one token, got none")
+    if n_tokens > n_ctx:
+        raise PromptTooLongError(
+            f"prompt: {n_tokens} tokens do not fit the context of {n_ctx}: "
+            "shorten it, or load the model with a larger n_ctx"
+        )
 
 
 def _merged(parts: Iterable[int | bytes]) -> Iterator[int | bytes]:
