@@ -86,7 +86,7 @@ class Rows(ABC):
 
     def __init__(self, shape: tuple[int, ...], dtype: str, group: int = 1) -> None:
         self.shape, self.dtype, self.group = shape, dtype, group
-        self.n_rows, self.n_cols = shape[0], math.prod(shape[1:])
+        self.n_rows, self.n_cols = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
     @abstractmethod
     def read(self, files: OpenFiles, start: int, stop: int) -> Array:

@@ -23,6 +23,9 @@ LLAMA3 = {
 LONGROPE = {"type": "longrope", "long_factor": [1.5] * 6, "short_factor": [1.0] * 6}
 
 
+GEMMA3 = {"arch": "gemma3", "vocab": "spm", "tied": True, "shape": Shape(layers=6)}
+
+
 @dataclass(frozen=True)
 class Case:
     """A checkpoint to write, and the types to convert it to."""
@@ -72,12 +75,52 @@ CASES = {
             "config": {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
         }
     ),
+    "gemma3-linear": Case(
+        {
+            **GEMMA3,
+            "config": {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_local_base_freq": 2e4},
+            "leave_out": ("rope_theta", "tie_word_embeddings", "hidden_activation"),
+        }
+    ),
+    "gemma3-nested": Case(
+        {
+            **GEMMA3,
+            "config": {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+                }
+            },
+            "leave_out": ("rope_theta",),
+        }
+    ),
     "phi3": Case({"arch": "phi3", "vocab": "spm"}),
     "phi3-longrope": Case(
         {"arch": "phi3", "vocab": "spm", "config": {"rope_scaling": LONGROPE, "partial_rotary_factor": 0.75}}
     ),
     "smollm3": Case({"arch": "smollm3", "shape": DEEP, "tied": True}),
     "olmo2": Case({"arch": "olmo2"}),
+    "olmo2-tied": Case({"arch": "olmo2", "tied": True}, outtypes=()),  # llama.cpp cannot load what its converter writes
+    "qwen2-yarn": Case(
+        {
+            "arch": "qwen2",
+            "biases": QKV,
+            "config": {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 512}},
+        }
+    ),
+    "llama-defaults": Case(
+        {
+            "arch": "llama",
+            "shape": Shape(kv_heads=4),
+            "leave_out": ("head_dim", "num_key_value_heads", "rope_theta", "rms_norm_eps", "tie_word_embeddings"),
+        }
+    ),
+    "smollm3-defaults": Case(
+        {"arch": "smollm3", "shape": DEEP, "tied": True, "leave_out": ("head_dim", "rope_theta", "tie_word_embeddings")}
+    ),
+    "granite-llama3": Case(  # llama.cpp computes it, its converter does not write it
+        {"arch": "granite", "config": {"rope_scaling": LLAMA3}, "leave_out": ("logits_scaling",)}, outtypes=()
+    ),
     "granite": Case({"arch": "granite", "tied": True}),
 }
 

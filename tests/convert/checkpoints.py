@@ -75,6 +75,7 @@ class Recipe:
     seed: int = 1
     scale: float = 0.02
     config: dict[str, Any] = field(default_factory=dict)
+    leave_out: Sequence[str] = ()
 
 
 def write_checkpoint(folder: Path, arch: str = "llama", **options: Any) -> Path:
@@ -132,7 +133,7 @@ def _config(recipe: Recipe, n_rows: int, ids: TokenIds) -> dict[str, Any]:
         }
     if recipe.arch == "phi3":
         config |= {"original_max_position_embeddings": 512, "sliding_window": 256}
-    return config | recipe.config
+    return {key: value for key, value in (config | recipe.config).items() if key not in recipe.leave_out}
 
 
 # Weights

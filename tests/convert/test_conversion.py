@@ -129,6 +129,15 @@ BAD: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
     "key twice": (lambda folder: (folder / "config.json").write_text('{"a": 1, "a": 2}'), {}, "'a' appears twice"),
     "a GGUF file": (lambda folder: None, {"src": "some.gguf"}, "annotate"),
     "an adapter": (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), {}, "--adapter"),
+    "a scalar": (add_tensor("model.scale", ()), {}, "1 weights are not part of"),
+    "no threads": (lambda folder: None, {"threads": 0}, "--threads must be at least 1"),
+    "unprintable name": (lambda folder: None, {"name": "a\nb"}, "--name must be printable"),
+    "bytes as name": (lambda folder: None, {"name": os.fsdecode(b"\xff")}, "--name must be printable"),
+    "half a character": (
+        lambda folder: (folder / "config.json").write_text('{"_name_or_path": "\\ud800"}'),
+        {},
+        "surrogate pair",
+    ),
     "no adapter there": (lambda folder: None, {"adapter": "nowhere"}, "adapter_config.json"),
 }
 

@@ -16,6 +16,7 @@ from refusal_edge.convert import convert
 torch = pytest.importorskip("torch", reason="holds our conversion against transformers, which needs torch")
 transformers = pytest.importorskip("transformers", reason="holds our conversion against transformers")
 
+DEMO = Path(__file__).parents[2] / "examples" / "demo_model" / "checkpoint"
 N_TOKENS = 96  # beyond the sliding windows of the tiny Gemmas
 
 
@@ -26,6 +27,14 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     tokens = np.random.default_rng(7).integers(0, 260, N_TOKENS).tolist()
     theirs, ours = logits_of_transformers(folder, tokens), logits_of_llama_cpp(tmp_path / "out.gguf", tokens)
     assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= 1e-3
+    assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).all()
+
+
+def test_demo_model_equals_transformers(tmp_path: Path) -> None:
+    report = convert(DEMO, tmp_path / "demo.gguf", outtype="f32", preset="coconot-5")
+    tokens = np.random.default_rng(8).integers(0, report.n_vocab, N_TOKENS).tolist()
+    theirs, ours = logits_of_transformers(DEMO, tokens), logits_of_llama_cpp(tmp_path / "demo.gguf", tokens)
     assert np.abs(ours - theirs).max() <= 1e-3
     assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).all()
 
