@@ -93,6 +93,7 @@ static void test_fast_chains(void) {
     expect_same(chain_of(llama_sampler_init_top_k(1), NULL, NULL));
     expect_same(chain_of(llama_sampler_init_top_k(200), NULL, NULL));
     expect_same(chain_of(llama_sampler_init_min_p(0.05f, 1), NULL, NULL));
+    expect_same(chain_of(llama_sampler_init_min_p(0.0025f, 1), NULL, NULL)); /* a twelfth of the vocabulary */
     expect_same(chain_of(llama_sampler_init_temp(1.0f), llama_sampler_init_top_k(40), llama_sampler_init_dist(3)));
     expect_same(chain_of(llama_sampler_init_top_k(40), llama_sampler_init_top_p(0.9f, 1), llama_sampler_init_dist(3)));
     expect_same(chain_of(llama_sampler_init_top_k(40), llama_sampler_init_typical(0.5f, 1), NULL));
@@ -111,6 +112,7 @@ static void test_chains_that_go_the_stock_way(void) {
         chain_of(llama_sampler_init_penalties(N_VOCAB, 64, 1.1f, 0.0f, 0.0f), llama_sampler_init_greedy(), NULL));
     expect_slow(chain_of(llama_sampler_init_greedy(), llama_sampler_init_dist(1), NULL));
     expect_slow(chain_of(llama_sampler_init_min_p(0.05f, 500), NULL, NULL));
+    expect_slow(chain_of(llama_sampler_init_min_p(1e-5f, 1), NULL, NULL)); /* nearly all of it */
     expect_slow(chain_of(llama_sampler_init_top_k(N_VOCAB), NULL, NULL));
     expect_slow(chain_of(llama_sampler_init_top_k(REDGE_MAX_TOP_K + 1), NULL, NULL));
 }
