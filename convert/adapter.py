@@ -104,8 +104,8 @@ class Adapter:
         for module in (EMBEDDING_MODULE, HEAD_MODULE):
             if any(part.startswith("lora_") for part in self.modules.get(module, ())):
                 raise ConversionError(
-                    f"{self.folder}: LoRA on {module} of a model with tied embeddings changes one end or both, depending "
-                    "on the program; merge it with PEFT's merge_and_unload and convert the result"
+                    f"{self.folder}: LoRA on {module} of a model with tied embeddings changes one end or both, "
+                    "depending on the program; merge it with PEFT's merge_and_unload and convert the result"
                 )
 
     def _merge_module(self, merged: dict[str, Rows], module: str, parts: dict[str, Rows]) -> None:

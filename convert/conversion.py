@@ -117,12 +117,7 @@ def convert(
     started = time.monotonic()
     src, out = Path(src), Path(out)
     check_target(out, force=force)
-    if out.resolve().parent == src.resolve() and out.exists():
-        raise ConversionError(f"{out} is a file of the checkpoint; write the GGUF elsewhere")
-    if threads is not None and threads < 1:
-        raise ConversionError(f"--threads must be at least 1, got {threads}")
-    if name is not None and not (name.isprintable() and name.strip()):
-        raise ConversionError(f"--name must be printable text, got {shown(name)}")
+    _check_options(src, out, name, threads)
 
     checkpoint = open_checkpoint(src)
     family = checkpoint.family
@@ -170,6 +165,15 @@ def convert(
         warnings=tuple(warnings),
         seconds=time.monotonic() - started,
     )
+
+
+def _check_options(src: Path, out: Path, name: str | None, threads: int | None) -> None:
+    if out.resolve().parent == src.resolve() and out.exists() and out.suffix != ".gguf":
+        raise ConversionError(f"{out} is a file of the checkpoint; write the GGUF elsewhere")
+    if threads is not None and threads < 1:
+        raise ConversionError(f"--threads must be at least 1, got {threads}")
+    if name is not None and not (name.isprintable() and name.strip()):
+        raise ConversionError(f"--name must be printable text, got {shown(name)}")
 
 
 def _merge(adapter: Adapter, sources: dict[str, Rows], config: Config, family: Family) -> dict[str, Rows]:

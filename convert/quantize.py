@@ -19,7 +19,7 @@ Bytes = npt.NDArray[np.uint8]
 SAME_BYTES = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16}
 
 _Q8_0_BLOCK, _Q8_0_TILE = 32, 4096  # blocks that stay in the second-level cache together
-_BROKEN = "a weight is NaN or infinite; the checkpoint is broken"
+_BROKEN = "a weight is NaN or infinite, or beyond what this type can hold; the checkpoint is broken"
 _SIGN_BIT = np.uint32(0x8000_0000)
 _ALMOST_HALF = np.nextafter(np.float32(0.5), np.float32(0)).view(np.uint32)
 
@@ -87,15 +87,16 @@ def _q8_0(values: Float32Array) -> Bytes:
         scaled = np.abs(x)
         # The bits of non-negative floats sort like the floats, and NumPy reduces integers three times faster.
         scales = np.maximum.reduceat(scaled.view(np.int32).ravel(), starts[: len(x)]).view(np.float32) / np.float32(127)
-        _check_finite(scales)
-        with np.errstate(divide="ignore", over="ignore"):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            stored_scales = scales.astype(np.float16)
             inverse = np.where(scales == 0, np.float32(0), np.float32(1) / scales)
-        np.multiply(x, inverse[:, None], out=scaled)
+            np.multiply(x, inverse[:, None], out=scaled)
+        _check_finite(stored_scales)
         # trunc(v + copysign(pred(0.5), v)) rounds halves away from zero; with 0.5 itself, pred(0.5) would go to 1.
         bias = scaled.view(np.uint32) & _SIGN_BIT
         bias |= _ALMOST_HALF
         scaled += bias.view(np.float32)
-        tile[:, :2] = scales.astype(np.float16).view(np.uint8).reshape(-1, 2)
+        tile[:, :2] = stored_scales.view(np.uint8).reshape(-1, 2)
         tile[:, 2:].view(np.int8)[...] = scaled
     return out
 
@@ -109,7 +110,7 @@ def _with_gguf(kind: Type) -> Callable[[Float32Array], Array]:
     return encode_blocks
 
 
-def _check_finite(values: Float32Array) -> None:
+def _check_finite(values: Array) -> None:
     if not np.isfinite(values).all():
         raise ConversionError(_BROKEN)
 

@@ -68,6 +68,11 @@ def test_refuses_broken_weights(to: Type, bad: float) -> None:
         encode(values, "F32", to)
 
 
+def test_refuses_scales_beyond_float16() -> None:
+    with pytest.raises(ConversionError, match="beyond what this type can hold"):
+        encode(np.full((1, 32), 1e7, np.float32), "F32", Type.Q8_0)
+
+
 def test_refuses_values_beyond_float16() -> None:
     values = rows_of("weights")
     values[3, 3] = 70144  # as bfloat16, exactly
