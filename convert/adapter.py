@@ -48,6 +48,7 @@ KNOWN = frozenset(
 KEEPS_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base model as it was."""
 
+MAX_NAME = 256
 _TENSOR = re.compile(
     r"base_model\.model\.(?P<module>.+?)\."
     r"(?P<part>lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?|token_adapter\.trainable_tokens_delta"
@@ -203,7 +204,7 @@ def open_adapter(folder: Path) -> Adapter:
     modules: dict[str, dict[str, Rows]] = {}
     for name, tensor in read_header(folder / WEIGHTS_FILE).items():
         match = _TENSOR.fullmatch(name)
-        if match is None:
+        if match is None or len(name) > MAX_NAME:
             raise ConversionError(f"{folder}: tensor {shown(name)} is of a kind that cannot be merged")
         if tensor.dtype not in READABLE or not 1 <= len(tensor.shape) <= 2 or 0 in tensor.shape:
             raise FormatError(f"{folder}: tensor {shown(name)} is {tensor.dtype} {list(tensor.shape)}")
@@ -247,7 +248,7 @@ def _check_config(config: dict[str, Any], folder: Path) -> None:
 
 def _checked_pattern(pattern: str, folder: Path) -> str:
     """A module pattern that is safe to run: regular expressions of strangers can take forever."""
-    if not _PATTERN.fullmatch(pattern) or ")*" in pattern or pattern.count("*") > 3:
+    if not _PATTERN.fullmatch(pattern) or ")*" in pattern or pattern.count("*") > 2:
         raise ConversionError(f"{folder}: alpha_pattern {shown(pattern)} is not a plain module name")
     try:
         re.compile(pattern)

@@ -149,7 +149,8 @@ REFUSED_SETTINGS = {
     "aLoRA": ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
     "a setting of the future": ({"use_something_new": True}, "use_something_new"),
     "transposed": ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-    "slow pattern": ({"alpha_pattern": {"(a*)*b": 1}}, "not a plain module name"),
+    "nested repetition": ({"alpha_pattern": {"(a*)*b": 1}}, "not a plain module name"),
+    "slow pattern": ({"alpha_pattern": {".*.*.*x": 1}}, "not a plain module name"),
     "broken pattern": ({"alpha_pattern": {"(a": 1}}, "alpha_pattern"),
     "alpha": ({"lora_alpha": "much"}, "lora_alpha must be a number"),
 }
@@ -160,6 +161,7 @@ REFUSED_TENSORS = {
     "no such module": ({"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": (4, 64)}, "no such weight"),
     "unknown vector": ({**LORA, Q_PROJ + "vera_lambda_b": (64,)}, "cannot be merged"),
     "unknown matrix": ({Q_PROJ + "oft_R.weight": (4, 4)}, "no such weight"),
+    "endless name": ({f"base_model.model.{'a' * 300}.lora_A.weight": (4, 64)}, "cannot be merged"),
     "foreign name": ({"model.layers.0.self_attn.q_proj.lora_A.weight": (4, 64)}, "cannot be merged"),
     "shape of a saved module": ({"base_model.model.model.norm.weight": (63,)}, "is not the base's"),
     "rows without ids": ({EMBED + "token_adapter.trainable_tokens_delta": (2, 64)}, "trainable_token_indices"),
