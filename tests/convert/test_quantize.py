@@ -51,6 +51,15 @@ def test_bytes_equal_ggml(dtype: str, kind: str, to: Type) -> None:
     assert encode(stored, dtype, to).tobytes() == expected.tobytes()
 
 
+def test_every_bfloat16_becomes_the_nearest_float16() -> None:
+    bits = np.arange(65536, dtype=np.uint16)
+    values = (bits.astype(np.uint32) << 16).view(np.float32)
+    fits = bits[(np.abs(values) <= 65504) | np.isinf(values)]
+    for some in (fits, fits[::2], np.concatenate([fits, np.full(10 * len(fits), 0x3F80, np.uint16)])):
+        expected = (some.astype(np.uint32) << 16).view(np.float32).astype(np.float16)
+        assert encode(some, "BF16", Type.F16).tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("to", BLOCKED, ids=lambda kind: kind.name)
 def test_tile_edges(to: Type) -> None:
     """Blocks are worked on in tiles of 4096: one less, one more."""
