@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--noise", type=float, default=0.15, help="share of prompt tokens replaced at random")
     parser.add_argument("--dropout", type=float, default=0.1)
@@ -102,8 +102,8 @@ def epoch(own: OwnCorpus, rows: list[Example], builder: SequenceBuilder, rng: ra
     chats = [
         builder.clean(example, rng.choice(earlier) if rng.random() < 0.1 else None, rng) for example in drawn + answered
     ]
-    noisy = [builder.noisy(example, rng) for example in rows for _ in range(3 if example.control == RESPOND else 6)]
-    noisy += [builder.noisy(example, rng) for example in drawn if rng.random() < 0.25]
+    noisy = [builder.noisy(example, rng) for example in rows for _ in range(6 if example.control == RESPOND else 10)]
+    noisy += [builder.noisy(example, rng) for example in drawn if rng.random() < 0.2]
     return chats + noisy
 
 

@@ -21,7 +21,7 @@ class Schedule:
     """How long and how fast to learn."""
 
     steps: int
-    peak_rate: float = 2e-3
+    peak_rate: float = 2.5e-3
     warmup: int = 100
     weight_decay: float = 0.1
     clip: float = 1.0
