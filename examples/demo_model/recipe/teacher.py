@@ -1,9 +1,9 @@
-"""A linear teacher for the decision: from 1,577 rows n-grams generalise better than a network that learns them by heart.
+"""A linear teacher for the decision: from 1,577 rows n-grams generalise better than a network that learns by heart.
 
 Logistic regression on word and character n-grams (AUROC .957 on the calibration rows, C chosen there) labels prompts
 that nobody wrote: rows cut, spliced and with words swapped. The network learns the teacher's opinion of endless such
-prompts instead of repeating the few true labels (distillation: Hinton, Vinyals, Dean 2015, arXiv 1503.02531). Labels are
-drawn from the teacher's probabilities, which has the same expected gradient as soft targets.
+prompts instead of repeating the few true labels (distillation: Hinton, Vinyals, Dean 2015, arXiv 1503.02531). Labels
+are drawn from the teacher's probabilities, which has the same expected gradient as soft targets.
 """
 
 from __future__ import annotations
