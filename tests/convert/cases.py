@@ -23,6 +23,20 @@ LLAMA3 = {
 LONGROPE = {"type": "longrope", "long_factor": [1.5] * 6, "short_factor": [1.0] * 6}
 
 
+CARD = """---
+license: other
+license_name: tiny-licence
+license_link: https://example.org/licence
+language: [en, de]
+tags: [refusal, "tiny"]
+pipeline_tag: text-generation
+base_model: some-org/Base-1B-Instruct
+datasets:
+- some-org/questions-v2
+- https://example.org/answers
+---
+# A model
+"""
 GEMMA3 = {"arch": "gemma3", "vocab": "spm", "tied": True, "shape": Shape(layers=6)}
 
 
@@ -38,6 +52,9 @@ CASES = {
     "llama": Case({"arch": "llama"}, ("f32", "f16", "bf16", "q8_0")),
     "llama-f32": Case({"arch": "llama", "dtype": "F32", "shards": 1}, ("f32", "f16", "bf16", "q8_0")),
     "llama-f16-tied": Case({"arch": "llama", "dtype": "F16", "tied": True, "pad_to": 64, "special": True}),
+    "llama-card": Case(
+        {"arch": "llama", "card": CARD, "config": {"_name_or_path": "some-org/Some-Model-7B-Chat-v1.2"}}
+    ),
     "llama-llama3": Case({"arch": "llama", "config": {"rope_scaling": LLAMA3, "rope_theta": 500000.0}}),
     "llama-linear": Case({"arch": "llama", "config": {"rope_scaling": {"type": "linear", "factor": 4.0}}}),
     "llama-yarn": Case(

@@ -76,6 +76,7 @@ class Recipe:
     scale: float = 0.02
     config: dict[str, Any] = field(default_factory=dict)
     leave_out: Sequence[str] = ()
+    card: str = ""
 
 
 def write_checkpoint(folder: Path, arch: str = "llama", **options: Any) -> Path:
@@ -85,7 +86,10 @@ def write_checkpoint(folder: Path, arch: str = "llama", **options: Any) -> Path:
     ids = {"bpe": _write_bpe, "spm": _write_spm}[recipe.vocab](folder, recipe)
     n_rows = -(-ids.n_tokens // recipe.pad_to) * recipe.pad_to
     write_json(folder / "config.json", _config(recipe, n_rows, ids))
-    write_json(folder / "generation_config.json", {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 50})
+    sampling = {"temperature": 0.7, "top_p": 0.9, "top_k": 50, "min_p": 0.05, "repetition_penalty": 1.1}
+    write_json(folder / "generation_config.json", {"do_sample": True, **sampling})
+    if recipe.card:
+        (folder / "README.md").write_text(recipe.card, encoding="utf-8")
     write_weights(folder, _tensors(recipe, n_rows), recipe.dtype, recipe.shards)
     return folder
 
