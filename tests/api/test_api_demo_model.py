@@ -74,6 +74,7 @@ def test_a_conversation_reuses_the_context(model: Llama) -> None:
     messages = user("What is the capital of France?")
     reused = []
     for follow_up in ("And of Spain?", "Thank you.", "How do I pick a lock?"):
+        earlier = len(model._chat_prompt(messages, model.policy, {}).boundary)
         reply: Any = model.create_chat_completion(messages, temperature=0.0, max_tokens=40)
         before = model.n_tokens
         messages = [*messages, reply["choices"][0]["message"], *user(follow_up)]
@@ -81,7 +82,7 @@ def test_a_conversation_reuses_the_context(model: Llama) -> None:
         with counted_evals(model) as sizes:
             model.decide(messages)
         assert held(model) == prompt
-        assert sum(sizes) <= len(prompt) - before + 1  # the end-of-turn token was sampled, not yet read
+        assert sum(sizes) <= len(prompt) - earlier  # an answer may be tokenised otherwise than it was sampled
         reused.append(before)
     assert reused == sorted(reused)
 
