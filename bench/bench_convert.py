@@ -115,6 +115,7 @@ def measure(name: str, folder: Path, outtype: str, args: argparse.Namespace) -> 
 def run(command: list[str]) -> tuple[float, float]:
     """Seconds and peak MiB of a command and its children."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    os.sync()  # what earlier runs left to be written is not this one's work
     started, peak = time.perf_counter(), 0.0
     with tempfile.TemporaryFile() as output:
         process = psutil.Popen(command, stdout=output, stderr=output, env=environment)
