@@ -8,10 +8,10 @@
 #include <stdbool.h>
 
 typedef struct redge_exp2 {
-    float scale;      /* log2(e) / T */
-    float offset;     /* max * scale, rounded to a whole number */
-    float lowest;     /* a logit at which 2^x is still a normal number, and no part of any sum */
-    float negligible; /* logits below it add less than 1e-8 to any sum, even 2^20 of them */
+    float scale;   /* log2(e) / T */
+    float offset;  /* that of the origin, rounded to a whole number */
+    float lowest;  /* a logit at which 2^x is still a normal number, and no part of any sum */
+    float highest; /* sums of 2^x are far from infinity up to this logit */
 } redge_exp2;
 
 /* False where float is too coarse, eighths of a number as large as the offset must be exact, or overflows: those logits
@@ -24,7 +24,7 @@ static inline bool redge_exp2_for(float max, double temperature, redge_exp2 * e)
     e->scale = (float) scale;
     e->offset = (float) rint((double) max * e->scale);
     e->lowest = (float) ((e->offset - 125.0) / e->scale);
-    e->negligible = (float) (max - 33.0 * temperature);
+    e->highest = (float) ((e->offset + 64.0) / e->scale);
     return true;
 }
 

@@ -57,22 +57,34 @@ static inline __m256d widened_sum(__m256 x_f32x8) {
     return _mm256_add_pd(_mm256_cvtps_pd(low_f32x4), _mm256_cvtps_pd(high_f32x4));
 }
 
+static inline float largest_f32x8(__m256 x_f32x8) {
+    __m128 max_f32x4 = _mm_max_ps(_mm256_castps256_ps128(x_f32x8), _mm256_extractf128_ps(x_f32x8, 1));
+    max_f32x4 = _mm_max_ps(max_f32x4, _mm_movehl_ps(max_f32x4, max_f32x4));
+    return _mm_cvtss_f32(_mm_max_ss(max_f32x4, _mm_shuffle_ps(max_f32x4, max_f32x4, 1)));
+}
+
 /* At most 16 terms a lane before it is widened to double, as on AVX-512. */
-static double chunk_sum(const float * chunk, const redge_exp2 * e) {
+static double chunk_sum(const float * chunk, const redge_exp2 * e, float * max) {
     enum { PART = REDGE_CHUNK / 2 };
+    __m256 max_f32x8 = _mm256_set1_ps(-INFINITY);
     __m256d sum_f64x4 = _mm256_setzero_pd();
     for (const float * part = chunk; part != chunk + REDGE_CHUNK; part += PART) {
         __m256 a_f32x8 = _mm256_setzero_ps();
         __m256 b_f32x8 = a_f32x8, c_f32x8 = a_f32x8, d_f32x8 = a_f32x8;
         for (int32_t i = 0; i < PART; i += 32) {
-            a_f32x8 = add_exp2_f32x8(a_f32x8, _mm256_loadu_ps(part + i), e);
-            b_f32x8 = add_exp2_f32x8(b_f32x8, _mm256_loadu_ps(part + i + 8), e);
-            c_f32x8 = add_exp2_f32x8(c_f32x8, _mm256_loadu_ps(part + i + 16), e);
-            d_f32x8 = add_exp2_f32x8(d_f32x8, _mm256_loadu_ps(part + i + 24), e);
+            const __m256 za_f32x8 = _mm256_loadu_ps(part + i), zb_f32x8 = _mm256_loadu_ps(part + i + 8);
+            const __m256 zc_f32x8 = _mm256_loadu_ps(part + i + 16), zd_f32x8 = _mm256_loadu_ps(part + i + 24);
+            const __m256 ab_f32x8 = _mm256_max_ps(za_f32x8, zb_f32x8), cd_f32x8 = _mm256_max_ps(zc_f32x8, zd_f32x8);
+            max_f32x8 = _mm256_max_ps(max_f32x8, _mm256_max_ps(ab_f32x8, cd_f32x8));
+            a_f32x8 = add_exp2_f32x8(a_f32x8, za_f32x8, e);
+            b_f32x8 = add_exp2_f32x8(b_f32x8, zb_f32x8, e);
+            c_f32x8 = add_exp2_f32x8(c_f32x8, zc_f32x8, e);
+            d_f32x8 = add_exp2_f32x8(d_f32x8, zd_f32x8, e);
         }
         sum_f64x4 = _mm256_add_pd(sum_f64x4, _mm256_add_pd(widened_sum(a_f32x8), widened_sum(b_f32x8)));
         sum_f64x4 = _mm256_add_pd(sum_f64x4, _mm256_add_pd(widened_sum(c_f32x8), widened_sum(d_f32x8)));
     }
+    *max = largest_f32x8(max_f32x8);
     double sums[4];
     _mm256_storeu_pd(sums, sum_f64x4);
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);

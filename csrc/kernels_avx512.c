@@ -43,18 +43,21 @@ static inline __m512d widened_sum(__m512 x_f32x16) {
     return _mm512_add_pd(_mm512_cvtps_pd(low_f32x8), _mm512_cvtps_pd(high_f32x8));
 }
 
-static double chunk_sum(const float * chunk, const redge_exp2 * e) {
+static double chunk_sum(const float * chunk, const redge_exp2 * e, float * max) {
+    __m512 max_f32x16 = _mm512_set1_ps(-INFINITY);
     __m512 a_f32x16 = _mm512_setzero_ps();
     __m512 b_f32x16 = a_f32x16, c_f32x16 = a_f32x16, d_f32x16 = a_f32x16;
     for (int32_t i = 0; i < REDGE_CHUNK; i += 64) {
-        for (int32_t k = 0; k < 64; k += 16) { /* the next chunk: its maxima are looked for first, at memory's speed */
-            _mm_prefetch((const char *) (chunk + REDGE_CHUNK + i + k), _MM_HINT_T0);
-        }
-        a_f32x16 = _mm512_add_ps(a_f32x16, exp2_f32x16(_mm512_loadu_ps(chunk + i), e));
-        b_f32x16 = _mm512_add_ps(b_f32x16, exp2_f32x16(_mm512_loadu_ps(chunk + i + 16), e));
-        c_f32x16 = _mm512_add_ps(c_f32x16, exp2_f32x16(_mm512_loadu_ps(chunk + i + 32), e));
-        d_f32x16 = _mm512_add_ps(d_f32x16, exp2_f32x16(_mm512_loadu_ps(chunk + i + 48), e));
+        const __m512 za_f32x16 = _mm512_loadu_ps(chunk + i), zb_f32x16 = _mm512_loadu_ps(chunk + i + 16);
+        const __m512 zc_f32x16 = _mm512_loadu_ps(chunk + i + 32), zd_f32x16 = _mm512_loadu_ps(chunk + i + 48);
+        const __m512 ab_f32x16 = _mm512_max_ps(za_f32x16, zb_f32x16), cd_f32x16 = _mm512_max_ps(zc_f32x16, zd_f32x16);
+        max_f32x16 = _mm512_max_ps(max_f32x16, _mm512_max_ps(ab_f32x16, cd_f32x16));
+        a_f32x16 = _mm512_add_ps(a_f32x16, exp2_f32x16(za_f32x16, e));
+        b_f32x16 = _mm512_add_ps(b_f32x16, exp2_f32x16(zb_f32x16, e));
+        c_f32x16 = _mm512_add_ps(c_f32x16, exp2_f32x16(zc_f32x16, e));
+        d_f32x16 = _mm512_add_ps(d_f32x16, exp2_f32x16(zd_f32x16, e));
     }
+    *max = _mm512_reduce_max_ps(max_f32x16);
     const __m512d ab_f64x8 = _mm512_add_pd(widened_sum(a_f32x16), widened_sum(b_f32x16));
     const __m512d cd_f64x8 = _mm512_add_pd(widened_sum(c_f32x16), widened_sum(d_f32x16));
     return _mm512_reduce_add_pd(_mm512_add_pd(ab_f64x8, cd_f64x8));

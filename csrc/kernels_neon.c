@@ -48,8 +48,9 @@ static inline float64x2_t widened_sum(float32x4_t x_f32x4) {
 }
 
 /* At most 16 terms a lane before it is widened to double, as on AVX-512. */
-static double chunk_sum(const float * chunk, const redge_exp2 * e) {
+static double chunk_sum(const float * chunk, const redge_exp2 * e, float * max) {
     enum { PART = REDGE_CHUNK / 4 };
+    float32x4_t max_f32x4 = vdupq_n_f32(-INFINITY);
     float64x2_t sum_f64x2 = vdupq_n_f64(0.0);
     for (const float * part = chunk; part != chunk + REDGE_CHUNK; part += PART) {
         float32x4_t sum_f32x4[REGISTERS];
@@ -58,13 +59,16 @@ static double chunk_sum(const float * chunk, const redge_exp2 * e) {
         }
         for (int32_t i = 0; i < PART; i += REDGE_LANES) {
             for (int32_t k = 0; k < REGISTERS; ++k) {
-                sum_f32x4[k] = add_exp2_f32x4(sum_f32x4[k], vld1q_f32(part + i + 4 * k), e);
+                const float32x4_t z_f32x4 = vld1q_f32(part + i + 4 * k);
+                max_f32x4 = vmaxq_f32(max_f32x4, z_f32x4);
+                sum_f32x4[k] = add_exp2_f32x4(sum_f32x4[k], z_f32x4, e);
             }
         }
         for (int32_t k = 0; k < REGISTERS; ++k) {
             sum_f64x2 = vaddq_f64(sum_f64x2, widened_sum(sum_f32x4[k]));
         }
     }
+    *max = vmaxvq_f32(max_f32x4);
     return vaddvq_f64(sum_f64x2);
 }
 

@@ -9,9 +9,12 @@
 #include <math.h>
 #include <string.h>
 
-static bool chunk_maxima(const float * chunk, float * maxima);      /* of the lanes; false: NaN or +Inf seen */
-static double chunk_sum(const float * chunk, const redge_exp2 * e); /* of 2^(z * scale - offset) */
-static float term(float z, const redge_exp2 * e);                   /* what chunk_sum adds for one logit */
+static bool chunk_maxima(const float * chunk, float * maxima); /* of the lanes; false: NaN or +Inf seen */
+static float term(float z, const redge_exp2 * e);              /* 2^(z * scale - offset) */
+
+/* The sum of the chunk's terms, and its maximum. With NaN, +Inf or a logit above `e->highest` in it, the sum is not
+ * finite or the maximum is above `e->highest`, and neither means more than that. */
+static double chunk_sum(const float * chunk, const redge_exp2 * e, float * max);
 
 /* The chunk itself, or, for the short one at the end, a copy filled up with -Inf: it adds nothing to any result. */
 static inline const float * whole_chunk(const float * logits, int32_t n, int32_t chunk, float * copy) {
@@ -41,37 +44,50 @@ static inline int32_t first_of(const float * logits, int32_t i, float value) {
     return i;
 }
 
-/* Memory is read once: the chunk is in the first cache when its sum is taken. The sum of a chunk is in float over few
- * terms a lane, the sum of the chunks in double. */
+/* Where chunk_sum met NaN, +Inf or a logit far above the origin, or there is no origin yet: the chunk's maximum becomes
+ * it, and the sum so far is put in its units. False: NaN or +Inf, or too coarse for float. */
+static bool move_origin(const float * chunk, double temperature, redge_exp2 * e, redge_scan * out) {
+    float maxima[REDGE_LANES];
+    if (!chunk_maxima(chunk, maxima)) {
+        return false;
+    }
+    const float max = largest(maxima);
+    const float offset = e->offset;
+    if (max > -INFINITY && !redge_exp2_for(max, temperature, e)) {
+        return false;
+    }
+    out->sum = ldexp(out->sum, (int) (offset - e->offset));
+    return true;
+}
+
+/* Memory is read once, and each logit once: its term is taken before it is known whether it is the largest. The sum of
+ * a chunk is in float over few terms a lane, the sum of the chunks in double. */
 static void scan(const float * logits, int32_t n, double temperature, redge_scan * out) {
     *out = (redge_scan) {.sum = 0.0, .max = -INFINITY, .argmax = 0, .finite = true};
-    redge_exp2 e = {.negligible = INFINITY};
-    double unit = 1.0;
+    redge_exp2 e = {.highest = -INFINITY}; /* no origin yet */
     int32_t best_chunk = 0;
     float copy[REDGE_CHUNK];
-    float maxima[REDGE_LANES];
     for (int32_t c = 0; c < redge_n_chunks(n); ++c) {
         const float * chunk = whole_chunk(logits, n, c, copy);
-        if (!chunk_maxima(chunk, maxima)) {
-            out->finite = false;
-            return;
-        }
-        const float max = largest(maxima);
-        if (max > out->max) {
-            if (!redge_exp2_for(max, temperature, &e)) {
+        float max;
+        double sum = chunk_sum(chunk, &e, &max);
+        if (!(sum < INFINITY) || max > e.highest) { /* rare, but for the first chunk */
+            if (!move_origin(chunk, temperature, &e, out)) {
                 redge_kernels_serial.scan(logits, n, temperature, out);
                 return;
             }
-            out->sum *= exp(((double) out->max - max) / temperature);
-            out->max = max;
-            unit = term(max, &e);
-            best_chunk = c;
+            sum = chunk_sum(chunk, &e, &max);
         }
-        if (max >= e.negligible) {
-            out->sum += chunk_sum(chunk, &e) / unit;
+        if (max > -INFINITY) {
+            out->sum += sum;
+        }
+        if (max > out->max) {
+            out->max = max;
+            best_chunk = c;
         }
     }
     if (out->max > -INFINITY) {
+        out->sum /= term(out->max, &e);
         out->argmax = first_of(logits, best_chunk * REDGE_CHUNK, out->max);
     }
 }
