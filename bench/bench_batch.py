@@ -1,18 +1,20 @@
 """decide_batch against decide one by one: short prompts under one system prompt, a random model of 128k tokens.
 
-    python bench/bench_batch.py [--prompts 64] [--rounds 3] [--threads N] [--json]
+    python bench/bench_batch.py [--prompts 64] [--rounds 3] [--threads N] [--gpu-layers N] [--json]
 
 Three contenders: `decide` from an empty context (every prompt computed in full), `decide` as it is in a loop (it keeps
 the system prompt that its context holds) and `decide_batch` (keeps it too, and puts many prompts into one
-llama_decode). Before anything is timed they must agree on every prompt: same outcome, scores within 1e-3. Not measured:
-loading, and the answers themselves. The model is made here (weights are noise, which costs as much to multiply as any
-others), so the prompts are words of its own vocabulary. On a CPU a dozen tokens already keep the arithmetic busy, so
-most of the gain is the shared prefix; a GPU gains more from the batch.
+llama_decode). Before anything is timed they must agree on every prompt: same outcome, scores within 1e-3 (on a GPU,
+where a batch of another shape is another matrix multiplication, partly in half precision, 1e-2). Not measured: loading,
+and the answers themselves. The model is made here (weights are noise, which costs as much to multiply as any others),
+so the prompts are words of its own vocabulary. On a CPU a dozen tokens already keep the arithmetic busy, so most of the
+gain is the shared prefix; a GPU gains more from the batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -40,10 +42,11 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=64, metavar="N")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N")
+    parser.add_argument("--gpu-layers", type=int, default=0, metavar="N", help="layers on a GPU (default: none)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(write_model(Path(folder) / "random.gguf"), args.prompts, args.rounds, args.threads)
+        result = measure(write_model(Path(folder) / "random.gguf"), args)
     if args.json:
         print(json.dumps(result, indent=2))
     else:
@@ -52,38 +55,40 @@ def main() -> int:
     return 0
 
 
-def measure(path: Path, n_prompts: int, n_rounds: int, n_threads: int) -> dict[str, Any]:
+def measure(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Medians over rounds in which the contenders take turns."""
     from refusal_edge import Llama
 
-    llm = Llama(path, n_ctx=1024, n_threads=n_threads, n_threads_batch=n_threads, verbose=False)
+    settings = {"n_threads": args.threads, "n_threads_batch": args.threads, "n_gpu_layers": args.gpu_layers}
+    llm = Llama(path, n_ctx=1024, verbose=False, **settings)
     rng = np.random.default_rng(1)
-    conversations = make_conversations(rng, n_prompts)
+    conversations = make_conversations(rng, args.prompts)
     split_in_half(llm, conversations)
     one, many = [llm.decide(c) for c in conversations], llm.decide_batch(conversations)
-    check_agreement(one, many)
+    tolerance = 1e-2 if args.gpu_layers else 1e-3
+    check_agreement(one, many, tolerance)
 
     def from_empty() -> list[Any]:
         return [llm.decide(c) for c in conversations if emptied(llm)]
 
-    check_agreement(from_empty(), many)
+    check_agreement(from_empty(), many, tolerance)
     contenders: dict[str, Callable[[], object]] = {
         "from empty": from_empty,
         "one by one": lambda: [llm.decide(c) for c in conversations],
         "decide_batch": lambda: llm.decide_batch(conversations),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(n_rounds):
+    for _ in range(args.rounds):
         for name, function in contenders.items():
             seconds[name].append(timed(function))
-    rates = {name: n_prompts / statistics.median(values) for name, values in seconds.items()}
+    rates = {name: args.prompts / statistics.median(values) for name, values in seconds.items()}
     import llama_cpp
 
     return {
-        "machine": f"{platform.machine()}, {n_threads} threads",
+        "machine": f"{platform.machine()}, {args.threads} threads, {args.gpu_layers} layers on a GPU",
         "llama-cpp-python": llama_cpp.__version__,
         "parameters": llama_cpp.llama_model_n_params(llm._model.model),
-        "prompts": n_prompts,
+        "prompts": args.prompts,
         "largest score difference": max(abs(a.scores[s] - b.scores[s]) for a, b in zip(one, many) for s in a.scores),
         **{f"{name}, prompts/s": round(rate, 2) for name, rate in rates.items()},
         "ratio to from empty": round(rates["decide_batch"] / rates["from empty"], 2),
@@ -99,15 +104,20 @@ def emptied(llm: Any) -> bool:
 
 
 def split_in_half(llm: Any, conversations: list[Any]) -> None:
-    """A threshold that refuses half of the prompts, so that agreeing on the outcome says something."""
+    """A threshold that refuses about half of the prompts, so that agreeing on the outcome says something.
+
+    It lies in the widest gap of the middle half: rounding is not to decide.
+    """
     largest = sorted(max(llm.decide(c).scores.values()) for c in conversations)
-    middle = sum(largest[len(largest) // 2 - 1 : len(largest) // 2 + 1]) / 2
-    llm.policy = llm.policy.replace(**dict.fromkeys(llm.policy.thresholds, middle))
+    quarter = len(largest) // 4
+    middle = largest[quarter : len(largest) - quarter]
+    low, high = max(itertools.pairwise(middle), key=lambda pair: pair[1] - pair[0])
+    llm.policy = llm.policy.replace(**dict.fromkeys(llm.policy.thresholds, (low + high) / 2))
 
 
-def check_agreement(one: list[Any], many: list[Any]) -> None:
+def check_agreement(one: list[Any], many: list[Any], tolerance: float) -> None:
     for i, (a, b) in enumerate(zip(one, many)):
-        close = all(abs(a.scores[slug] - b.scores[slug]) <= 1e-3 for slug in a.scores)
+        close = all(abs(a.scores[slug] - b.scores[slug]) <= tolerance for slug in a.scores)
         if (a.outcome, a.category) != (b.outcome, b.category) or not close:
             raise SystemExit(f"prompt {i}: the contenders disagree: {a} and {b}")
     if len({a.outcome for a in one}) < 2:

@@ -1,6 +1,6 @@
 """Tokens a second from the second token of an answer on: refusal_edge.Llama against llama_cpp.Llama on the same file.
 
-    python bench/bench_end_to_end.py [--tokens 96] [--rounds 5] [--threads N] [--json]
+    python bench/bench_end_to_end.py [--tokens 96] [--rounds 5] [--threads N] [--gpu-layers N] [--json]
 
 A model of 225M parameters with noise for weights (it costs as much to compute as any other), 128k tokens, default
 sampling. What is timed is `generate` after its first token, so the decision and the prompt are not in it. Before
@@ -33,10 +33,11 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=96, metavar="N")
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N")
+    parser.add_argument("--gpu-layers", type=int, default=0, metavar="N", help="layers on a GPU (default: none)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(write_model(Path(folder) / "random.gguf"), args.tokens, args.rounds, args.threads)
+        result = measure(write_model(Path(folder) / "random.gguf"), args)
     if args.json:
         print(json.dumps(result, indent=2))
     else:
@@ -45,20 +46,22 @@ def main() -> int:
     return 0
 
 
-def measure(path: Path, n_tokens: int, n_rounds: int, n_threads: int) -> dict[str, Any]:
-    settings: dict[str, Any] = {"n_ctx": 512, "n_threads": n_threads, "verbose": False, "seed": 1}
+def measure(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    settings: dict[str, Any] = {"n_ctx": 512, "n_threads": args.threads, "verbose": False, "seed": 1}
+    settings["n_gpu_layers"] = args.gpu_layers
     ours, stock = Llama(path, **settings), llama_cpp.Llama(str(path), **settings)
     ours.policy = ours.policy.replace(min_control_mass=1.0)  # nothing is forced: the first token is sampled as well
     for llm in (ours, stock):
         llm.set_seed(11)
-    if (a := answer(ours, n_tokens)[0]) != (b := answer(stock, n_tokens)[0]):
+    if (a := answer(ours, args.tokens)[0]) != (b := answer(stock, args.tokens)[0]):
         raise SystemExit(f"the contenders do not agree: {a[:8]} ... {b[:8]} ...")
-    pairs = [(answer(ours, n_tokens)[1], answer(stock, n_tokens)[1]) for _ in range(n_rounds)]
+    pairs = [(answer(ours, args.tokens)[1], answer(stock, args.tokens)[1]) for _ in range(args.rounds)]
     return {
         "tokens/s with us": round(statistics.median(o for o, _ in pairs), 1),
         "tokens/s without": round(statistics.median(s for _, s in pairs), 1),
         "ratio": round(statistics.median(o / s for o, s in pairs), 4),
-        "threads": n_threads,
+        "threads": args.threads,
+        "layers on a GPU": args.gpu_layers,
         **data.environment(),
     }
 

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from toy_model import Toy
+from toy_model import MakeToy, Toy
 
 from refusal_edge import Llama
-
-MakeToy = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")

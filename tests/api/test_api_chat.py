@@ -7,9 +7,8 @@ from typing import Any
 
 import llama_cpp
 import pytest
-from conftest import MakeToy
 from helpers import ALL_OFF, BENIGN, HARMFUL, REFUSE, counted_evals, held, raw_prompt, text_of, user
-from toy_model import CONTROL
+from toy_model import CONTROL, MakeToy
 
 from refusal_edge import Llama, RefusedError
 from refusal_edge.errors import InvalidRequestError, PromptTooLongError

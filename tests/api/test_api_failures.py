@@ -9,9 +9,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
-from conftest import MakeToy
 from helpers import ALL_OFF, BENIGN, raw_prompt, user
-from toy_model import TEMPLATE
+from toy_model import TEMPLATE, MakeToy
 
 from refusal_edge import Llama, RefusalEdgeError, reference
 from refusal_edge.errors import FormatError, InvalidLogitsError, InvalidRequestError, MetadataError

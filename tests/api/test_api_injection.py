@@ -9,9 +9,8 @@ from typing import Any
 
 import llama_cpp
 import pytest
-from conftest import MakeToy
 from helpers import ALL_OFF, BENIGN, held, raw_prompt, user
-from toy_model import CONTROL, SPECIAL
+from toy_model import CONTROL, SPECIAL, MakeToy
 
 from refusal_edge import Llama
 from refusal_edge.errors import InvalidRequestError

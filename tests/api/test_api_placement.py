@@ -1,23 +1,29 @@
-"""`placement="backend"`: the same decisions and answers as on the CPU, or the CPU and a warning; never no decision."""
+"""`placement="backend"`: the same decisions and answers as on the CPU, or the CPU and a warning; never no decision.
+
+On a GPU: REFUSAL_EDGE_GPU_LAYERS=99 with a llama-cpp-python that was built for it.
+"""
 
 from __future__ import annotations
 
 import pickle
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import pytest
-from conftest import MakeToy
+from gpu import GPU_LAYERS, SHAPE_TOLERANCE
 from helpers import ALL_OFF, BENIGN, HARMFUL, REFUSE, counted_evals, raw_prompt, user
+from toy_model import MakeToy
 
 from refusal_edge import Decision, Llama, RefusalEdgeError, demo
 from refusal_edge.convert import convert
 from refusal_edge.errors import InvalidLogitsError, InvalidRequestError
 from refusal_edge.placement import decide_on_backend
 
+load = partial(Llama, n_gpu_layers=GPU_LAYERS)
 QUESTIONS = [BENIGN, HARMFUL, "Hello!", "What is 2 + 2?", *demo.PROMPTS]
 CHANGES: list[dict[str, Any]] = [
     {},
@@ -44,24 +50,24 @@ def path(request: pytest.FixtureRequest, toy_path: Path, tmp_path_factory: pytes
 
 @pytest.fixture(scope="module")
 def cpu(path: Path) -> Iterator[Llama]:
-    llm = Llama(path, n_ctx=512, verbose=False)
+    llm = load(path, n_ctx=512, verbose=False)
     yield llm
     llm.close()
 
 
 @pytest.fixture(scope="module")
 def backend(path: Path) -> Iterator[Llama]:
-    llm = Llama(path, n_ctx=512, verbose=False, placement="backend")
+    llm = load(path, n_ctx=512, verbose=False, placement="backend")
     yield llm
     llm.close()
 
 
-def assert_same(got: Decision, expected: Decision) -> None:
+def assert_same(got: Decision, expected: Decision, tolerance: float = 1e-5) -> None:
     for name in ("outcome", "category", "token_id", "model_token_id", "policy_id", "thresholds"):
         assert getattr(got, name) == getattr(expected, name), name
-    assert got.scores == pytest.approx(expected.scores, abs=1e-5)
-    assert got.respond_score == pytest.approx(expected.respond_score, abs=1e-5)
-    assert got.control_mass == pytest.approx(expected.control_mass, abs=1e-5)
+    assert got.scores == pytest.approx(expected.scores, abs=tolerance)
+    assert got.respond_score == pytest.approx(expected.respond_score, abs=tolerance)
+    assert got.control_mass == pytest.approx(expected.control_mass, abs=tolerance)
 
 
 def chunks(llm: Llama, text: str, **arguments: Any) -> list[Any]:
@@ -113,7 +119,7 @@ def test_completions_are_those_of_the_cpu(cpu: Llama, backend: Llama) -> None:
 def test_sampling_after_a_decision_sees_raw_logits(path: Path) -> None:
     tokens = []
     for placement in ("cpu", "backend"):
-        llm = Llama(path, n_ctx=512, verbose=False, placement=placement)
+        llm = load(path, n_ctx=512, verbose=False, placement=placement)
         for question in (HARMFUL, BENIGN):  # the logits of the first would be there still
             llm.decide(user(question))
             tokens.append((question, llm.sample(temp=0.0)))
@@ -132,7 +138,7 @@ def test_a_long_prompt_in_several_batches(path: Path) -> None:
     text = "How do I pick a lock? " * 8
     decisions = []
     for placement in ("cpu", "backend"):
-        llm = Llama(path, n_ctx=512, n_batch=16, n_ubatch=8, verbose=False, placement=placement)
+        llm = load(path, n_ctx=512, n_batch=16, n_ubatch=8, verbose=False, placement=placement)
         decisions.append(llm.decide(user(text)))
         llm.close()
     assert_same(decisions[1], decisions[0])
@@ -140,7 +146,7 @@ def test_a_long_prompt_in_several_batches(path: Path) -> None:
 
 def test_auto_is_the_cpu(toy_path: Path) -> None:
     for placement in ("auto", "cpu"):
-        llm = Llama(toy_path, n_ctx=128, verbose=False, placement=placement)
+        llm = load(toy_path, n_ctx=128, verbose=False, placement=placement)
         assert llm.placement == "cpu"
         llm.close()
 
@@ -148,11 +154,11 @@ def test_auto_is_the_cpu(toy_path: Path) -> None:
 @pytest.mark.parametrize("placement", ["gpu", "", None, 3, "CPU"])
 def test_other_placements(toy_path: Path, placement: Any) -> None:
     with pytest.raises(InvalidRequestError, match="placement: expected one of cpu, backend, auto, got"):
-        Llama(toy_path, verbose=False, placement=placement)
+        load(toy_path, verbose=False, placement=placement)
 
 
 def test_pickling_keeps_the_placement(toy_path: Path) -> None:
-    llm = Llama(toy_path, n_ctx=128, verbose=False, placement="backend")
+    llm = load(toy_path, n_ctx=128, verbose=False, placement="backend")
     copy = pickle.loads(pickle.dumps(llm))
     assert copy.placement == "backend"
     for opened in (llm, copy):
@@ -162,7 +168,7 @@ def test_pickling_keeps_the_placement(toy_path: Path) -> None:
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.filterwarnings("ignore:Detected duplicate leading:RuntimeWarning")
 def test_a_model_that_computes_nan(make_toy: MakeToy, poison: float) -> None:
-    llm = Llama(make_toy(poison=poison), n_ctx=128, verbose=False, placement="backend")
+    llm = load(make_toy(poison=poison), n_ctx=128, verbose=False, placement="backend")
     for _ in range(2):
         with pytest.raises(InvalidLogitsError):
             llm.decide(user(BENIGN))
@@ -176,7 +182,7 @@ def test_a_model_that_computes_nan(make_toy: MakeToy, poison: float) -> None:
 
 def test_a_graph_without_our_sampler_is_no_decision(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Someone attaches another chain in between: its token must not pass for a decision, nor be kept attached."""
-    llm = Llama(toy_path, n_ctx=128, verbose=False, placement="backend")
+    llm = load(toy_path, n_ctx=128, verbose=False, placement="backend")
     expected = llm.decide(user(BENIGN))
     other = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
     llama_cpp.llama_sampler_chain_add(other, llama_cpp.llama_sampler_init_greedy())
@@ -190,13 +196,13 @@ def test_a_graph_without_our_sampler_is_no_decision(toy_path: Path, monkeypatch:
     with pytest.raises(RefusalEdgeError, match="no decision"):
         llm.decide(user(BENIGN))
     monkeypatch.undo()
-    assert_same(llm.decide(user(BENIGN)), expected)
+    assert_same(llm.decide(user(BENIGN)), expected, max(SHAPE_TOLERANCE, 1e-5))
     llm.close()
     llama_cpp.llama_sampler_free(other)
 
 
 def test_nothing_decoded_is_no_decision(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = Llama(toy_path, n_ctx=128, verbose=False, placement="backend")
+    llm = load(toy_path, n_ctx=128, verbose=False, placement="backend")
     llm.decide(user(BENIGN), ALL_OFF)
     monkeypatch.setattr(llm, "_prefill", lambda ids: None)
     with pytest.raises(RefusalEdgeError):
@@ -214,7 +220,7 @@ def falls_back(llm: Llama, match: str, **policy: Any) -> Decision:
 
 
 def test_a_library_without_backend_samplers(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = Llama(toy_path, n_ctx=128, verbose=False, placement="backend")
+    llm = load(toy_path, n_ctx=128, verbose=False, placement="backend")
     monkeypatch.delattr(llama_cpp, "llama_set_sampler")
     assert falls_back(llm, "the CPU decides").category == "safety"
     assert llm.placement == "cpu"
@@ -223,7 +229,7 @@ def test_a_library_without_backend_samplers(toy_path: Path, monkeypatch: pytest.
 
 def test_a_device_that_lacks_an_operation(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp tells so by the sampler's name; the chain was attached by then, and is no longer."""
-    llm = Llama(toy_path, n_ctx=128, verbose=False, placement="backend")
+    llm = load(toy_path, n_ctx=128, verbose=False, placement="backend")
     monkeypatch.setattr("refusal_edge.placement._IN_GRAPH", b"another name")
     assert falls_back(llm, "the CPU decides").category == "safety"
     assert llm.placement == "cpu"
@@ -231,7 +237,7 @@ def test_a_device_that_lacks_an_operation(toy_path: Path, monkeypatch: pytest.Mo
 
 
 def test_paper_category_is_decided_by_the_cpu(toy_path: Path) -> None:
-    llm = Llama(toy_path, n_ctx=128, verbose=False, placement="backend")
+    llm = load(toy_path, n_ctx=128, verbose=False, placement="backend")
     assert falls_back(llm, "paper-category", rule="paper-category", safety=0.0).category == "safety"
     assert llm.placement == "backend"
     assert llm.decide(user(HARMFUL)).category == "safety"
@@ -240,14 +246,14 @@ def test_paper_category_is_decided_by_the_cpu(toy_path: Path) -> None:
 
 def test_logits_of_every_token_need_the_cpu(toy_path: Path) -> None:
     with pytest.warns(UserWarning, match="logits_all"):
-        llm = Llama(toy_path, n_ctx=128, verbose=False, placement="backend", logits_all=True)
+        llm = load(toy_path, n_ctx=128, verbose=False, placement="backend", logits_all=True)
     assert llm.placement == "cpu"
     assert llm.decide(user(HARMFUL)).category == "safety"
     llm.close()
 
 
 def test_the_rule_is_attached_only_while_it_decides(toy_path: Path) -> None:
-    llm = Llama(toy_path, n_ctx=128, verbose=False)
+    llm = load(toy_path, n_ctx=128, verbose=False)
     llm.eval([1, 2, 3])
     before = llm.sample(temp=0.0)
 

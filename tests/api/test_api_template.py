@@ -7,8 +7,8 @@ from typing import Any
 
 import llama_cpp
 import pytest
-from conftest import MakeToy
 from helpers import ALL_OFF, user
+from toy_model import MakeToy
 
 from refusal_edge import Llama
 from refusal_edge.errors import InvalidRequestError, MetadataError

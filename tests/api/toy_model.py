@@ -6,6 +6,7 @@ so that they hold nearly all probability at the boundary and little elsewhere. W
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
+
+
+MakeToy = Callable[..., Path]
+"""What the `make_toy` fixture gives: writes a toy; the arguments are those of `Toy`."""
 
 
 @dataclass

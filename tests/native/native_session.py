@@ -10,6 +10,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
+from gpu import GPU_LAYERS
 
 from refusal_edge import _native
 
@@ -21,6 +22,7 @@ class Session:
     def __init__(self, model_path: Path, n_seq_max: int = 1) -> None:
         llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
         params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = GPU_LAYERS
         self.model = llama_cpp.llama_model_load_from_file(str(model_path).encode(), params)
         assert self.model, f"{model_path} does not load"
         self.vocab = llama_cpp.llama_model_get_vocab(self.model)
