@@ -6,7 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import Any, Final, Literal
 
@@ -38,6 +38,9 @@ from refusal_edge.upstream import arguments_of
 from refusal_edge.vocabulary import prompt_tokenizer, token_texts
 
 PolicyLike = Policy | Mapping[str, Any]
+
+_REMEMBERED_TEXTS: Final = 64
+"""Texts whose tokens are kept: system prompts and earlier turns come again with every request."""
 
 _generate: Final = arguments_of(llama_cpp.Llama.generate)
 
@@ -333,9 +336,12 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
     def _tokenizer(self) -> PromptTokenizer:
         if self._prompts is None:
             stock = self.tokenizer_  # a closure over self would keep the model alive
-            self._prompts = prompt_tokenizer(
-                self._model.vocab, lambda text, special: stock.tokenize(text, False, special), self._control
-            )
+
+            @lru_cache(_REMEMBERED_TEXTS)
+            def tokenize(text: bytes, special: bool) -> tuple[int, ...]:
+                return tuple(stock.tokenize(text, False, special))
+
+            self._prompts = prompt_tokenizer(self._model.vocab, tokenize, self._control)
         return self._prompts
 
     def _bos(self, wanted: bool) -> list[int]:

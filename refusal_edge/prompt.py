@@ -11,7 +11,7 @@ from typing import Literal
 from refusal_edge.errors import InvalidRequestError, PromptTooLongError
 from refusal_edge.template import Piece
 
-Tokenize = Callable[[bytes, bool], list[int]]  # text, whether special tokens in it stand for themselves
+Tokenize = Callable[[bytes, bool], Sequence[int]]  # text, whether special tokens in it stand for themselves
 ZERO_WIDTH_SPACE = "\u200b"
 
 
@@ -58,12 +58,12 @@ class PromptTokenizer:
         forbidden = {t.id for t in self.special if t.kind == "control"} | markers | set(self.control)
         ids: list[int] = []
         for part in parts:
-            ids += [part] if isinstance(part, int) else self._avoiding(part, forbidden, special=False)
+            ids += (part,) if isinstance(part, int) else self._avoiding(part, forbidden, special=False)
         return ids
 
     def encode_text(self, text: bytes, special: bool) -> list[int]:
         """Ids of a text of the host's own, where special tokens may stand for themselves but control tokens may not."""
-        return self._avoiding(text, set(self.control), special)
+        return list(self._avoiding(text, set(self.control), special))
 
     def special_in(self, text: str) -> str | None:
         """The first special or control token that a text holds."""
@@ -139,7 +139,7 @@ class PromptTokenizer:
                 parts[i + 1] = right.lstrip()
         return [part for part in parts if part != b""]
 
-    def _avoiding(self, text: bytes, forbidden: set[int], special: bool) -> list[int]:
+    def _avoiding(self, text: bytes, forbidden: set[int], special: bool) -> Sequence[int]:
         """Tokenises; if a forbidden id comes out, again with a seam inside each text that a forbidden token has."""
         ids = self.tokenize(text, special)
         if forbidden.isdisjoint(ids):

@@ -25,6 +25,7 @@ MAX_SEARCHED: Final = 256
 """Assistant turns whose beginning is looked for by rendering what came before; each costs a rendering."""
 
 _WORD: Final = re.compile(r"[\w.-]{1,64}")
+_MARK: Final = re.compile("([\ue001\ue003])([0-9]+)\ue002")  # after \ue000 and the nonce
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,14 @@ class _Marks:
         return wrapped
 
     def split(self, marked: str) -> list[_Stretch] | None:
-        """The stretches of a marked rendering; None if a mark is missing its other half."""
-        first, *rest = re.split(rf"\ue000{self.nonce}([\ue001\ue003])([0-9]+)\ue002", marked)
+        """The stretches of a marked rendering; None if a mark is broken or missing its other half."""
+        first, *rest = marked.split(f"\ue000{self.nonce}")
         stretches = [_Stretch(first, trusted=True)]
         inside: str | None = None
-        for kind, number, text in zip(rest[::3], rest[1::3], rest[2::3]):
+        for part in rest:
+            if (mark := _MARK.match(part)) is None:
+                return None
+            kind, number, text = mark[1], mark[2], part[mark.end() :]
             opens = kind == "\ue001"
             if inside != (None if opens else number):
                 return None
