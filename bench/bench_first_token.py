@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "native"))
+sys.path.extend(str(Path(__file__).parent.parent / "tests" / folder) for folder in ("", "native"))
 
 import data
 import llama_cpp

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "native"))
+sys.path.extend(str(Path(__file__).parent.parent / "tests" / folder) for folder in ("", "native"))
 
 import data
 import llama_cpp
@@ -46,6 +46,14 @@ def greedy(seed: int) -> list[Sampler]:
     return [llama_cpp.llama_sampler_init_greedy()]
 
 
+def top_p(seed: int) -> list[Sampler]:
+    return [
+        llama_cpp.llama_sampler_init_top_p(0.95, 1),
+        llama_cpp.llama_sampler_init_temp(0.8),
+        llama_cpp.llama_sampler_init_dist(seed),
+    ]
+
+
 def min_p(seed: int) -> list[Sampler]:
     return [
         llama_cpp.llama_sampler_init_min_p(0.05, 1),
@@ -54,7 +62,12 @@ def min_p(seed: int) -> list[Sampler]:
     ]
 
 
-CHAINS: dict[str, Callable[[int], list[Sampler]]] = {"default": default, "greedy": greedy, "min-p": min_p}
+CHAINS: dict[str, Callable[[int], list[Sampler]]] = {
+    "default": default,
+    "greedy": greedy,
+    "top-p": top_p,
+    "min-p": min_p,
+}
 
 
 @pytest.fixture(scope="module", params=data.CASES, ids=lambda case: f"{case[0]}-{case[1]}")

@@ -2,6 +2,7 @@
  * llama.cpp would have left, every other sampler, known or not, is applied as it is. docs/sampling.md has the table. */
 #include "fast.h"
 
+#include <float.h>
 #include <math.h>
 
 static void put(redge_sampler * s, int32_t n, const float * logits, bool sorted, llama_token_data_array * cur_p) {
@@ -32,18 +33,81 @@ static int32_t ask_k(redge_sampler * s, struct llama_sampler * top_k) {
     return (int32_t) probe.size;
 }
 
+/* llama.cpp sorts longer lists into buckets by a logit cast to int, which huge logits overflow. */
+#define BUCKETS_LIMIT 1e6f
+
 static bool top_k(redge_sampler * s, const redge_kernels * kernels, const float * logits, struct llama_sampler * smpl,
                   llama_token_data_array * cur_p) {
     const int32_t k = ask_k(s, smpl);
     if (k >= s->options.n_vocab || !redge_selector_top_k(&s->selector, kernels, logits, k)) {
         return false;
     }
-    /* Above k = 128 llama.cpp sorts into buckets by a logit cast to int, which huge logits overflow. */
-    if (!(fabsf(logits[s->selector.picks[0]]) < 1e6f && fabsf(logits[s->selector.picks[k - 1]]) < 1e6f)) {
+    const int32_t * picks = s->selector.picks;
+    if (!(fabsf(logits[picks[0]]) < BUCKETS_LIMIT && fabsf(logits[picks[k - 1]]) < BUCKETS_LIMIT)) {
         return false;
     }
     put(s, k, logits, true, cur_p);
     return true;
+}
+
+enum { MAX_PADDING = 8 };
+
+/* In units of the largest probability: with so much, REDGE_MAX_TOP_K tokens will hardly hold what top-p keeps. */
+#define FLAT_SUM 256.0f
+
+enum { SMALL_VOCABULARY = 16 * REDGE_CHUNK }; /* below it llama.cpp's own way is as fast */
+
+/* Appends candidates to the k that bring the float sum of the terms, as the sampler takes it over the list, to exactly
+ * `sum`: what the rest of the vocabulary adds. Returns how long the list is, or 0 if there is no way to do that. */
+static int32_t pad_to_sum(llama_token_data * data, int32_t k, float sum) {
+    const float max = data[0].logit;
+    const float step = (fabsf(max) + 32.0f) * FLT_EPSILON; /* no logit here is so large that it would not change it */
+    float so_far = 0.0f;
+    for (int32_t i = 0; i < k; ++i) {
+        so_far += expf(data[i].logit - max);
+    }
+    int32_t n = k;
+    while (so_far < sum && n < k + MAX_PADDING) { /* what a candidate falls short of, the next one adds */
+        float logit = max + logf(sum - so_far);
+        for (int tries = 0; so_far + expf(logit - max) > sum && tries < MAX_PADDING; ++tries) {
+            logit -= step;
+        }
+        so_far += expf(logit - max);
+        data[n++] = (llama_token_data){.id = -1, .logit = logit, .p = 0.0f};
+    }
+    return so_far == sum ? n : 0;
+}
+
+/* The sampler itself cuts the k largest, in a list that has the whole vocabulary's sum of probabilities: what it keeps
+ * of them is what it would keep of all, and of what it keeps beyond them nothing is known, so more are tried. */
+static bool top_p(redge_sampler * s, const redge_kernels * kernels, const float * logits, struct llama_sampler * smpl,
+                  llama_token_data_array * cur_p) {
+    static const int32_t ks[] = {1, 8, 64, 256, REDGE_MAX_TOP_K};
+    const float max = redge_selector_max(&s->selector);
+    if (s->options.n_vocab < SMALL_VOCABULARY || !(fabsf(max) < BUCKETS_LIMIT)) {
+        return false;
+    }
+    const float sum = redge_selector_softmax_sum(&s->selector, kernels, logits, max, FLAT_SUM);
+    if (sum > FLAT_SUM) {
+        return false;
+    }
+    for (size_t i = 0; i < sizeof ks / sizeof ks[0]; ++i) {
+        const int32_t k = ks[i];
+        if (k + MAX_PADDING > s->options.n_vocab || !redge_selector_top_k(&s->selector, kernels, logits, k)) {
+            return false;
+        }
+        put(s, k, logits, true, cur_p);
+        const int32_t n = pad_to_sum(s->candidates, k, sum);
+        if (n == 0) {
+            return false;
+        }
+        cur_p->size = (size_t) n;
+        redge_host.llama_sampler_apply(smpl, cur_p);
+        if (cur_p->size <= (size_t) k) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* Two candidates are shown, and since rounding is monotone, what is dropped next to 0 is dropped next to every maximum.
@@ -133,6 +197,7 @@ static bool select_without_control_tokens(struct llama_sampler * chain, int32_t 
     }
     const bool selected = kind == REDGE_KIND_GREEDY  ? greedy(s, kernels, logits, cur_p)
                           : kind == REDGE_KIND_TOP_K ? top_k(s, kernels, logits, smpl, cur_p)
+                          : kind == REDGE_KIND_TOP_P ? top_p(s, kernels, logits, smpl, cur_p)
                                                      : min_p(s, kernels, logits, smpl, cur_p);
     if (selected) {
         apply_from(chain, first + 1, n, cur_p);

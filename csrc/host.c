@@ -2,16 +2,17 @@
 
 redge_host_api redge_host; /* zero size: not bound */
 
-static const struct llama_sampler_i * interfaces[REDGE_KIND_MIN_P + 1];
+static const struct llama_sampler_i * interfaces[REDGE_N_KINDS];
 
 static bool is_complete(const redge_host_api * api) {
     return api->llama_sampler_init && api->llama_sampler_apply && api->llama_sampler_accept &&
            api->llama_sampler_free && api->llama_sampler_chain_get && api->llama_sampler_chain_n &&
-           api->llama_sampler_init_greedy && api->llama_sampler_init_top_k && api->llama_sampler_init_min_p &&
-           api->llama_get_model && api->llama_model_get_vocab && api->llama_vocab_n_tokens &&
-           api->llama_get_logits_ith && api->llama_get_sampled_token_ith && api->llama_get_sampled_probs_ith &&
-           api->llama_get_sampled_probs_count_ith && api->llama_get_sampled_logits_ith &&
-           api->llama_get_sampled_logits_count_ith && api->llama_get_sampled_candidates_ith;
+           api->llama_sampler_init_greedy && api->llama_sampler_init_top_k && api->llama_sampler_init_top_p &&
+           api->llama_sampler_init_min_p && api->llama_get_model && api->llama_model_get_vocab &&
+           api->llama_vocab_n_tokens && api->llama_get_logits_ith && api->llama_get_sampled_token_ith &&
+           api->llama_get_sampled_probs_ith && api->llama_get_sampled_probs_count_ith &&
+           api->llama_get_sampled_logits_ith && api->llama_get_sampled_logits_count_ith &&
+           api->llama_get_sampled_candidates_ith;
 }
 
 static void learn(redge_kind kind, struct llama_sampler * example) {
@@ -30,6 +31,7 @@ redge_status redge_bind(const redge_host_api * api) {
     learn(REDGE_KIND_EMPTY, api->llama_sampler_init_top_k(0));
     learn(REDGE_KIND_GREEDY, api->llama_sampler_init_greedy());
     learn(REDGE_KIND_TOP_K, api->llama_sampler_init_top_k(1));
+    learn(REDGE_KIND_TOP_P, api->llama_sampler_init_top_p(0.5f, 1));
     learn(REDGE_KIND_MIN_P, api->llama_sampler_init_min_p(0.5f, 1));
     return REDGE_OK;
 }
@@ -52,7 +54,7 @@ bool redge_host_has_graphs(void) {
 }
 
 redge_kind redge_host_kind(const struct llama_sampler * smpl) {
-    for (redge_kind kind = REDGE_KIND_EMPTY; kind <= REDGE_KIND_MIN_P; ++kind) {
+    for (redge_kind kind = REDGE_KIND_EMPTY; kind < REDGE_N_KINDS; ++kind) {
         if (smpl->iface == interfaces[kind]) {
             return kind;
         }

@@ -17,7 +17,9 @@ typedef enum redge_kind {
     REDGE_KIND_EMPTY, /* switched off: top-k with k <= 0, temperature 1, ... */
     REDGE_KIND_GREEDY,
     REDGE_KIND_TOP_K,
-    REDGE_KIND_MIN_P
+    REDGE_KIND_TOP_P,
+    REDGE_KIND_MIN_P,
+    REDGE_N_KINDS
 } redge_kind;
 
 redge_kind redge_host_kind(const struct llama_sampler * smpl);

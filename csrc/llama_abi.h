@@ -91,6 +91,7 @@ struct redge_host_api {
     /* One of each kind is made and freed when the table is bound, to recognise them by their interface. */
     struct llama_sampler * (*llama_sampler_init_greedy)(void);
     struct llama_sampler * (*llama_sampler_init_top_k)(int32_t k);
+    struct llama_sampler * (*llama_sampler_init_top_p)(float p, size_t min_keep);
     struct llama_sampler * (*llama_sampler_init_min_p)(float p, size_t min_keep);
 
     const struct llama_model * (*llama_get_model)(const struct llama_context * ctx);
@@ -154,6 +155,7 @@ struct redge_host_api {
         .llama_sampler_chain_n = llama_sampler_chain_n,                                                                \
         .llama_sampler_init_greedy = llama_sampler_init_greedy,                                                        \
         .llama_sampler_init_top_k = llama_sampler_init_top_k,                                                          \
+        .llama_sampler_init_top_p = llama_sampler_init_top_p,                                                          \
         .llama_sampler_init_min_p = llama_sampler_init_min_p,                                                          \
         .llama_get_model = llama_get_model,                                                                            \
         .llama_model_get_vocab = llama_model_get_vocab,                                                                \

@@ -130,6 +130,29 @@ int32_t redge_selector_argmax(redge_selector * s, const redge_kernels * kernels,
     return s->picks[0];
 }
 
+/* A term less than half a unit in the last place of the sum, 2^-25 of it, is rounded away when it is added: it needs
+ * not be computed. This is a logit below which all terms are so small, rounding and the error of expf allowed for. */
+static float negligible_beside(float sum, float max) {
+    const double slack = 0.01 + (fabs(max) + 64.0) * 0x1p-22;
+    return (float) (max + log(sum) - 25.0 * 0.6931471805599453 - slack);
+}
+
+float redge_selector_softmax_sum(redge_selector * s, const redge_kernels * kernels, const float * logits, float max,
+                                 float most) {
+    float sum = 0.0f;
+    for (int32_t c = 0; c < redge_n_chunks(s->n_vocab) && sum <= most; ++c) {
+        const float floor = sum > 0.0f ? negligible_beside(sum, max) : -INFINITY;
+        if (s->chunk_maxima[c] < floor) {
+            continue;
+        }
+        const int32_t n = pick_chunk(s, kernels, logits, c, floor, 0);
+        for (int32_t i = 0; i < n; ++i) {
+            sum += expf(logits[s->picks[i]] - max);
+        }
+    }
+    return sum;
+}
+
 static void sift_down(float * heap, int32_t n, int32_t root) {
     const float value = heap[root];
     for (int32_t child = 2 * root + 1; child < n; child = 2 * root + 1) {

@@ -38,4 +38,10 @@ int32_t redge_selector_at_least(redge_selector * s, const redge_kernels * kernel
  * algorithm (ties among them or with the next one, fewer than k finite), or k is outside [1, REDGE_MAX_TOP_K]. */
 bool redge_selector_top_k(redge_selector * s, const redge_kernels * kernels, const float * logits, int32_t k);
 
+/* Sum of expf(z - max) over the vocabulary exactly as llama.cpp's softmax takes it, in float and in the order of the
+ * token ids, in which excluded tokens add nothing; or a part of it, as soon as that is greater than `most`. `max` is
+ * redge_selector_max, and finite. Overwrites the picks. */
+float redge_selector_softmax_sum(redge_selector * s, const redge_kernels * kernels, const float * logits, float max,
+                                 float most);
+
 #endif

@@ -81,6 +81,20 @@ static void expect_same_token(sampler * chain) {
     llama_sampler_free(chain);
 }
 
+/* Where the front does not take the chain there is nothing to compare; returns whether it did. */
+static bool same_if_fast(sampler * chain) {
+    llama_token_data_array ignored;
+    sampler * probe = llama_sampler_clone(chain);
+    const bool fast = is_fast(probe, &ignored);
+    llama_sampler_free(probe);
+    if (fast) {
+        expect_same(chain);
+    } else {
+        llama_sampler_free(chain);
+    }
+    return fast;
+}
+
 static void expect_slow(sampler * chain) {
     llama_token_data_array ignored;
     CHECK(!is_fast(chain, &ignored));
@@ -92,6 +106,8 @@ static void test_fast_chains(void) {
     expect_same(chain_of(llama_sampler_init_top_k(40), NULL, NULL));
     expect_same(chain_of(llama_sampler_init_top_k(1), NULL, NULL));
     expect_same(chain_of(llama_sampler_init_top_k(200), NULL, NULL));
+    expect_same(chain_of(llama_sampler_init_top_p(0.3f, 1), NULL, NULL));
+    expect_same(chain_of(llama_sampler_init_top_p(0.3f, 1), llama_sampler_init_typical(0.5f, 1), NULL));
     expect_same(chain_of(llama_sampler_init_min_p(0.05f, 1), NULL, NULL));
     expect_same(chain_of(llama_sampler_init_min_p(0.0025f, 1), NULL, NULL)); /* a twelfth of the vocabulary */
     expect_same(chain_of(llama_sampler_init_temp(1.0f), llama_sampler_init_top_k(40), llama_sampler_init_dist(3)));
@@ -102,11 +118,52 @@ static void test_fast_chains(void) {
         chain_of(llama_sampler_init_min_p(0.05f, 1), llama_sampler_init_temp(0.8f), llama_sampler_init_dist(3)));
 }
 
+/* Logits of the given spread, `n_high` of them raised by up to `height`: from flat to one certain token. */
+static void fill_random(double spread, int n_high, double height) {
+    static const double offsets[] = {0.0, -25.0, 3.0, 400.0, 1e5};
+    const double offset = offsets[rand() % 5];
+    for (int32_t i = 0; i < N_VOCAB; ++i) {
+        double sum = 0.0; /* close to normal */
+        for (int k = 0; k < 12; ++k) {
+            sum += (double) rand() / RAND_MAX;
+        }
+        logits[i] = (float) (offset + spread * (sum - 6.0));
+    }
+    for (int k = 0; k < n_high; ++k) {
+        logits[rand() % N_VOCAB] += (float) (height * rand() / RAND_MAX);
+    }
+    for (int32_t i = 0; i < N_VOCAB / 10; ++i) {
+        logits[rand() % N_VOCAB] = -INFINITY;
+    }
+}
+
+/* The number of probabilities that llama.cpp keeps depends on how floats round over the whole vocabulary. */
+static void test_top_p(void) {
+    static const double spreads[] = {0.01, 1.0, 3.0, 8.0};
+    static const int n_high[] = {0, 1, 3, 20, 300};
+    static const float ps[] = {0.0f, 0.1f, 0.5f, 0.9f, 0.95f, 0.99f, 0.999f};
+    int n_fast = 0;
+    int n_all = 0;
+    for (size_t a = 0; a < sizeof spreads / sizeof spreads[0]; ++a) {
+        for (size_t b = 0; b < sizeof n_high / sizeof n_high[0]; ++b) {
+            fill_random(spreads[a], n_high[b], 10.0 + 20.0 * rand() / RAND_MAX);
+            for (size_t c = 0; c < sizeof ps / sizeof ps[0]; ++c) {
+                const size_t min_keep = (size_t) (1 + rand() % 3 * 20);
+                n_fast += same_if_fast(chain_of(llama_sampler_init_top_p(ps[c], 1), NULL, NULL));
+                n_fast += same_if_fast(chain_of(llama_sampler_init_top_p(ps[c], min_keep), llama_sampler_init_temp(0.8f),
+                                                llama_sampler_init_dist(3)));
+                n_all += 2;
+            }
+        }
+    }
+    printf("top-p first: %d of %d fast\n", n_fast, n_all);
+    CHECK(n_fast > n_all / 2 && n_fast < n_all);
+}
+
 static void test_chains_that_go_the_stock_way(void) {
     expect_slow(chain_of(NULL, NULL, NULL));
     expect_slow(chain_of(llama_sampler_init_dist(1), NULL, NULL));
     expect_slow(chain_of(llama_sampler_init_temp(0.5f), llama_sampler_init_greedy(), NULL));
-    expect_slow(chain_of(llama_sampler_init_top_p(0.9f, 1), llama_sampler_init_dist(1), NULL));
     expect_slow(chain_of(llama_sampler_init_typical(0.9f, 1), llama_sampler_init_dist(1), NULL));
     expect_slow(
         chain_of(llama_sampler_init_penalties(N_VOCAB, 64, 1.1f, 0.0f, 0.0f), llama_sampler_init_greedy(), NULL));
@@ -138,6 +195,7 @@ static void test_logits_that_go_the_stock_way(void) {
     }
     expect_slow(chain_of(llama_sampler_init_top_k(40), NULL, NULL));
     expect_slow(chain_of(llama_sampler_init_greedy(), NULL, NULL));
+    expect_slow(chain_of(llama_sampler_init_top_p(0.9f, 1), NULL, NULL));
     expect_slow(chain_of(llama_sampler_init_min_p(0.05f, 1), NULL, NULL));
 }
 
@@ -148,6 +206,8 @@ int main(void) {
         if (redge_isa_force(redge_isa_name(i)) == REDGE_OK) {
             fill();
             test_fast_chains();
+            test_top_p();
+            fill();
             test_chains_that_go_the_stock_way();
             test_logits_that_go_the_stock_way();
         }
