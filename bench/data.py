@@ -57,9 +57,22 @@ def recorded() -> Logits:
     return np.stack(rows)
 
 
-KINDS = {"flat": flat, "peaked": peaked, "recorded": lambda n_vocab: recorded()}
+def resampled(n_vocab: int) -> Logits:
+    """Recorded rows stretched to a larger vocabulary: other tokens' logits drawn with replacement, control tokens last.
+
+    No trained model with a large vocabulary is at hand; what such logits look like is kept, spread and tail. A little
+    noise makes them different from each other again.
+    """
+    rows, n_control = recorded(), 6
+    rng = np.random.default_rng(SEED)
+    others = rows[:, rng.integers(rows.shape[1] - n_control, size=n_vocab - n_control)]
+    others = others + rng.normal(0, 0.05, others.shape).astype(np.float32)
+    return np.concatenate([others, rows[:, -n_control:]], axis=1)
+
+
+KINDS = {"flat": flat, "peaked": peaked, "resampled": resampled, "recorded": lambda n_vocab: recorded()}
 N_RECORDED = int(json.loads((demo.checkpoint() / "config.json").read_text())["vocab_size"])
-CASES = [(kind, n) for n in VOCABULARIES for kind in ("flat", "peaked")] + [("recorded", N_RECORDED)]
+CASES = [(kind, n) for n in VOCABULARIES for kind in ("flat", "peaked", "resampled")] + [("recorded", N_RECORDED)]
 
 
 def policy(n_vocab: int) -> Policy:
