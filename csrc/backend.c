@@ -1,9 +1,9 @@
 /* What goes into the graph before it runs, and what a decision is read from afterwards. */
 #include "backend.h"
 #include "policy.h"
+#include "rule.h"
 
 #include <math.h>
-#include <string.h>
 
 #define RESPOND_LIFT  9e29f      /* masked respond: -1e30 + 9e29, above what does not pass */
 #define NEVER         2.0f       /* no score is greater */
@@ -103,10 +103,7 @@ static uint32_t chosen_token(const float * choice, uint32_t n_control) {
 }
 
 redge_status redge_report_read(const redge_report * report, const redge_policy * policy, redge_decision * d) {
-    memset(d, 0, sizeof *d);
-    d->outcome = REDGE_NO_DECISION;
-    d->category = -1;
-    d->token_id = -1;
+    redge_decision_clear(d);
     float rows[REDGE_OUT_ROWS][REDGE_ROW];
     redge_host.ggml_backend_tensor_get(report->tensor, rows, 0, sizeof rows);
     const float * scalars = rows[REDGE_OUT_SCALARS];

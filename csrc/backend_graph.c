@@ -143,16 +143,15 @@ static tensor * after(const builder * b, tensor * x, tensor * y) {
     return add(b, x, affine(b, step(b, y), 0.0f, 0.0f));
 }
 
-/* The model's own choice is only reported. */
-static tensor * after_model_report(const builder * b, tensor * x, tensor * z, tensor * p, int64_t n_vocab) {
-    tensor * token = redge_host.ggml_argmax(b->ctx, z);
-    x = after(b, x, save_scalar(b, pick(b, z, n_vocab, token, 1), REDGE_SCALAR_MODEL_LOGIT));
+/* The model's own choice is only reported. Of logits without NaN and -Inf there is one on every device. */
+static tensor * after_model_report(const builder * b, tensor * x, tensor * finite, tensor * p, int64_t n_vocab) {
+    tensor * token = redge_host.ggml_argmax(b->ctx, finite);
+    x = after(b, x, save_scalar(b, pick(b, finite, n_vocab, token, 1), REDGE_SCALAR_MODEL_LOGIT));
     x = after(b, x, save_scalar(b, pick(b, p, n_vocab, token, 1), REDGE_SCALAR_MODEL_PROB));
     return after(b, x, save_scalar(b, token, REDGE_SCALAR_MODEL_TOKEN));
 }
 
-static tensor * leave(const builder * b, const results * r, tensor * ids, tensor * logits, int64_t n_vocab) {
-    tensor * finite = clamp(b, logits, -MASKED);
+static tensor * leave(const builder * b, const results * r, tensor * ids, tensor * finite, int64_t n_vocab) {
     tensor * others = add(b, mul(b, finite, invert(b, r->forced)), affine(b, r->forced, MASKED, 0.0f));
     tensor * controls = affine(b, mul(b, r->choice, r->forced), -MASKED, MASKED);
     tensor * rows = redge_host.ggml_reshape_2d(b->ctx, others, 1, n_vocab);
@@ -190,9 +189,10 @@ void redge_graph_build(redge_graph * g, const redge_report * report, struct ggml
     r->good = save_scalar(b, good, REDGE_SCALAR_GOOD);
     r->enough = save_scalar(b, enough, REDGE_SCALAR_ENOUGH);
     r->choice = save_row(b, choose(b, r), REDGE_OUT_CHOICE);
-    tensor * forced = after_model_report(b, force(b, r), z, p, n_vocab);
+    tensor * finite = clamp(b, z, -MASKED);
+    tensor * forced = after_model_report(b, force(b, r), finite, p, n_vocab);
     r->forced = save_scalar(b, forced, REDGE_SCALAR_FORCED);
-    *logits = redge_host.ggml_set_name(leave(b, r, g->ids, z, n_vocab), "redge_logits");
+    *logits = redge_host.ggml_set_name(leave(b, r, g->ids, finite, n_vocab), "redge_logits");
 }
 
 static struct ggml_context * new_context(size_t size) {

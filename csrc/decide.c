@@ -4,7 +4,6 @@
 #include "rule.h"
 
 #include <math.h>
-#include <string.h>
 
 static void gather(const float * logits, const redge_policy * policy, redge_decision * decision) {
     for (uint32_t c = 0; c < policy->n_categories; ++c) {
@@ -74,22 +73,15 @@ static redge_status decide(const float * logits, int32_t n_vocab, const redge_po
     return REDGE_OK;
 }
 
-static void clear(redge_decision * decision) {
-    memset(decision, 0, sizeof *decision);
-    decision->outcome = REDGE_NO_DECISION;
-    decision->category = -1;
-    decision->token_id = -1;
-}
-
 redge_status redge_decide_f32(const float * logits, int32_t n_vocab, const redge_policy * policy,
                               redge_decision * decision) {
     if (decision == NULL) {
         return REDGE_ERR_NULL;
     }
-    clear(decision);
+    redge_decision_clear(decision);
     const redge_status status = decide(logits, n_vocab, policy, decision);
     if (status != REDGE_OK) {
-        clear(decision);
+        redge_decision_clear(decision);
     }
     return status;
 }

@@ -1,6 +1,7 @@
 /* exp((z - max) / T) in float, for the SIMD scans: 2^x with x = z * scale - offset, split into a whole part and a rest.
- * One fused multiply-add makes x, so nothing is lost to cancellation. The offset is max * scale only rounded to a whole
- * number: the sum is in units of what the same arithmetic makes of the maximum itself, which so counts as exactly 1. */
+ * One fused multiply-add makes x, so nothing is lost to cancellation; x is never far above 0, where float would be
+ * coarse. The offset is a logit * scale only rounded to a whole number: the sum is in units of what the same arithmetic
+ * makes of the maximum itself, which so counts as exactly 1. */
 #ifndef REDGE_EXP2_H
 #define REDGE_EXP2_H
 
@@ -11,7 +12,7 @@ typedef struct redge_exp2 {
     float scale;   /* log2(e) / T */
     float offset;  /* that of the origin, rounded to a whole number */
     float lowest;  /* a logit at which 2^x is still a normal number, and no part of any sum */
-    float highest; /* sums of 2^x are far from infinity up to this logit */
+    float highest; /* up to this logit x is small enough for the accuracy that kernels.h promises */
 } redge_exp2;
 
 /* False where float is too coarse, eighths of a number as large as the offset must be exact, or overflows: those logits
@@ -24,7 +25,7 @@ static inline bool redge_exp2_for(float max, double temperature, redge_exp2 * e)
     e->scale = (float) scale;
     e->offset = (float) rint((double) max * e->scale);
     e->lowest = (float) ((e->offset - 125.0) / e->scale);
-    e->highest = (float) ((e->offset + 64.0) / e->scale);
+    e->highest = (float) ((e->offset + 4.0) / e->scale);
     return true;
 }
 

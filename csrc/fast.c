@@ -50,15 +50,14 @@ static bool top_k(redge_sampler * s, const redge_kernels * kernels, const float 
     return true;
 }
 
-enum { MAX_PADDING = 8 };
+enum { MAX_PADDING = 8, SMALL_VOCABULARY = 16 * REDGE_CHUNK }; /* below it llama.cpp's own way is as fast */
 
 /* In units of the largest probability: with so much, REDGE_MAX_TOP_K tokens will hardly hold what top-p keeps. */
 #define FLAT_SUM 256.0f
 
-enum { SMALL_VOCABULARY = 16 * REDGE_CHUNK }; /* below it llama.cpp's own way is as fast */
-
 /* Appends candidates to the k that bring the float sum of the terms, as the sampler takes it over the list, to exactly
- * `sum`: what the rest of the vocabulary adds. Returns how long the list is, or 0 if there is no way to do that. */
+ * `sum`, what the rest of the vocabulary adds, and one that adds nothing, so that there always is one. Returns how long
+ * the list is, or 0 if there is no way to do that. */
 static int32_t pad_to_sum(llama_token_data * data, int32_t k, float sum) {
     const float max = data[0].logit;
     const float step = (fabsf(max) + 32.0f) * FLT_EPSILON; /* no logit here is so large that it would not change it */
@@ -75,11 +74,12 @@ static int32_t pad_to_sum(llama_token_data * data, int32_t k, float sum) {
         so_far += expf(logit - max);
         data[n++] = (llama_token_data){.id = -1, .logit = logit, .p = 0.0f};
     }
+    data[n++] = (llama_token_data){.id = -1, .logit = -INFINITY, .p = 0.0f};
     return so_far == sum ? n : 0;
 }
 
 /* The sampler itself cuts the k largest, in a list that has the whole vocabulary's sum of probabilities: what it keeps
- * of them is what it would keep of all, and of what it keeps beyond them nothing is known, so more are tried. */
+ * of them is what it would keep of all. If it keeps a made-up one too, nothing is known, and more are tried. */
 static bool top_p(redge_sampler * s, const redge_kernels * kernels, const float * logits, struct llama_sampler * smpl,
                   llama_token_data_array * cur_p) {
     static const int32_t ks[] = {1, 8, 64, 256, REDGE_MAX_TOP_K};
@@ -93,7 +93,7 @@ static bool top_p(redge_sampler * s, const redge_kernels * kernels, const float 
     }
     for (size_t i = 0; i < sizeof ks / sizeof ks[0]; ++i) {
         const int32_t k = ks[i];
-        if (k + MAX_PADDING > s->options.n_vocab || !redge_selector_top_k(&s->selector, kernels, logits, k)) {
+        if (!redge_selector_top_k(&s->selector, kernels, logits, k)) {
             return false;
         }
         put(s, k, logits, true, cur_p);
@@ -103,6 +103,9 @@ static bool top_p(redge_sampler * s, const redge_kernels * kernels, const float 
         }
         cur_p->size = (size_t) n;
         redge_host.llama_sampler_apply(smpl, cur_p);
+        if (s->candidates[0].p != 1.0f / sum) { /* llama.cpp has another expf than we have */
+            return false;
+        }
         if (cur_p->size <= (size_t) k) {
             return true;
         }
@@ -110,37 +113,24 @@ static bool top_p(redge_sampler * s, const redge_kernels * kernels, const float 
     return false;
 }
 
-/* Two candidates are shown, and since rounding is monotone, what is dropped next to 0 is dropped next to every maximum.
- */
-typedef enum { DROPS, KEEPS, KEEPS_ANY } answer;
+enum { N_RULER = 129 };
 
-static answer ask_min_p(struct llama_sampler * min_p, float reach) {
-    llama_token_data pair[2] = {{.id = 0, .logit = 0.0f, .p = 0.0f}, {.id = 1, .logit = -reach, .p = 0.0f}};
-    llama_token_data_array probe = {.data = pair, .size = 2, .selected = -1, .sorted = false};
-    redge_host.llama_sampler_apply(min_p, &probe);
-    return probe.sorted ? KEEPS_ANY /* it keeps a least number of candidates */ : probe.size == 1 ? DROPS : KEEPS;
-}
-
-/* A distance below the maximum at which min-p drops a logit for sure, not much larger than it must be; 0 if it cannot
- * be told. */
+/* How far below the maximum min-p drops a logit for sure, told by where it cuts a made-up list, every quarter from 0 to
+ * 32 below; since rounding is monotone, what is dropped next to 0 is dropped next to every maximum. 0 if it cannot be
+ * told: it drops none of them, or keeps a least number of candidates. */
 static float ask_reach(struct llama_sampler * min_p) {
-    float reach = 1.0f;
-    answer a = ask_min_p(min_p, reach);
-    while (a == KEEPS && reach < 64.0f) {
-        reach *= 2.0f;
-        a = ask_min_p(min_p, reach);
+    llama_token_data ruler[N_RULER];
+    for (int32_t i = 0; i < N_RULER; ++i) {
+        ruler[i] = (llama_token_data){.id = i, .logit = -0.25f * (float) i, .p = 0.0f};
     }
-    if (a != DROPS) {
-        return 0.0f;
-    }
-    float part = reach / 2.0f;
-    for (int i = 0; i < 3 && reach > 1.0f; ++i) { /* it lies between the half and the whole */
-        part /= 2.0f;
-        if (ask_min_p(min_p, reach - part) == DROPS) {
-            reach -= part;
-        }
-    }
-    return reach;
+    llama_token_data_array probe = {.data = ruler, .size = N_RULER, .selected = -1, .sorted = true};
+    redge_host.llama_sampler_apply(min_p, &probe);
+    const size_t n_kept = probe.size;
+
+    llama_token_data far[2] = {{.id = 0, .logit = 0.0f, .p = 0.0f}, {.id = 1, .logit = -INFINITY, .p = 0.0f}};
+    llama_token_data_array pair = {.data = far, .size = 2, .selected = -1, .sorted = true};
+    redge_host.llama_sampler_apply(min_p, &pair);
+    return n_kept < N_RULER && pair.size == 1 ? 0.25f * (float) n_kept : 0.0f;
 }
 
 /* The sampler itself filters all that it could keep. It leaves the list unsorted unless it had to keep more than that.
@@ -162,7 +152,8 @@ static bool min_p(redge_sampler * s, const redge_kernels * kernels, const float 
     return !cur_p->sorted;
 }
 
-static void apply_from(struct llama_sampler * chain, int32_t first, int32_t n, llama_token_data_array * cur_p) {
+void redge_chain_apply(struct llama_sampler * chain, int32_t first, llama_token_data_array * cur_p) {
+    const int32_t n = redge_host.llama_sampler_chain_n(chain);
     for (int32_t i = first; i < n; ++i) {
         struct llama_sampler * smpl = redge_host.llama_sampler_chain_get(chain, i);
         if (smpl->iface->apply != NULL) {
@@ -200,7 +191,7 @@ static bool select_without_control_tokens(struct llama_sampler * chain, int32_t 
                           : kind == REDGE_KIND_TOP_P ? top_p(s, kernels, logits, smpl, cur_p)
                                                      : min_p(s, kernels, logits, smpl, cur_p);
     if (selected) {
-        apply_from(chain, first + 1, n, cur_p);
+        redge_chain_apply(chain, first + 1, cur_p);
     }
     return selected;
 }
@@ -213,7 +204,7 @@ bool redge_fast_apply(struct llama_sampler * chain, redge_sampler * s, const flo
         if (s->status != REDGE_OK || s->decision.token_id >= 0) {
             *cur_p = (llama_token_data_array){.data = s->candidates, .size = 1, .selected = -1, .sorted = false};
             redge_sampler_collapse(s, cur_p);
-            apply_from(chain, 1, n, cur_p);
+            redge_chain_apply(chain, 1, cur_p);
             return true;
         }
     }

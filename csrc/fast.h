@@ -9,4 +9,8 @@
 bool redge_fast_apply(struct llama_sampler * chain, redge_sampler * s, const float * logits,
                       llama_token_data_array * cur_p);
 
+/* Applies the samplers of a chain from position `first` on. None is left out: llama_sampler_apply skips, on the CPU's
+ * logits too, what ran on a backend while the chain was attached to a context. */
+void redge_chain_apply(struct llama_sampler * chain, int32_t first, llama_token_data_array * cur_p);
+
 #endif

@@ -33,6 +33,10 @@ redge_status redge_bind(const redge_host_api * api) {
     learn(REDGE_KIND_TOP_K, api->llama_sampler_init_top_k(1));
     learn(REDGE_KIND_TOP_P, api->llama_sampler_init_top_p(0.5f, 1));
     learn(REDGE_KIND_MIN_P, api->llama_sampler_init_min_p(0.5f, 1));
+    if (interfaces[REDGE_KIND_EMPTY] == interfaces[REDGE_KIND_TOP_K]) { /* every top-k would pass for switched off */
+        redge_host = (redge_host_api){0};
+        return REDGE_ERR_HOST;
+    }
     return REDGE_OK;
 }
 

@@ -22,6 +22,15 @@ static inline int32_t redge_n_chunks(int32_t n) {
     return n / REDGE_CHUNK + (n % REDGE_CHUNK != 0);
 }
 
+/* The maximum of a chunk from those of its lanes. */
+static inline float redge_lane_maximum(const float * maxima) {
+    float max = maxima[0];
+    for (int32_t lane = 1; lane < REDGE_LANES; ++lane) {
+        max = maxima[lane] > max ? maxima[lane] : max;
+    }
+    return max;
+}
+
 typedef struct redge_kernels {
     const char * name;
     bool (*available)(void);

@@ -29,14 +29,6 @@ static inline const float * whole_chunk(const float * logits, int32_t n, int32_t
     return copy;
 }
 
-static inline float largest(const float * maxima) {
-    float max = maxima[0];
-    for (int32_t lane = 1; lane < REDGE_LANES; ++lane) {
-        max = maxima[lane] > max ? maxima[lane] : max;
-    }
-    return max;
-}
-
 static inline int32_t first_of(const float * logits, int32_t i, float value) {
     while (logits[i] != value) {
         ++i;
@@ -44,49 +36,51 @@ static inline int32_t first_of(const float * logits, int32_t i, float value) {
     return i;
 }
 
-/* Where chunk_sum met NaN, +Inf or a logit far above the origin, or there is no origin yet: the chunk's maximum becomes
- * it, and the sum so far is put in its units. False: NaN or +Inf, or too coarse for float. */
-static bool move_origin(const float * chunk, double temperature, redge_exp2 * e, redge_scan * out) {
+/* Makes the chunk's maximum the origin of `e`, unless it is -Inf. False if there is NaN or +Inf, or float is too
+ * coarse.
+ */
+static bool set_origin(const float * chunk, double temperature, redge_exp2 * e, float * max) {
     float maxima[REDGE_LANES];
     if (!chunk_maxima(chunk, maxima)) {
         return false;
     }
-    const float max = largest(maxima);
-    const float offset = e->offset;
-    if (max > -INFINITY && !redge_exp2_for(max, temperature, e)) {
-        return false;
-    }
-    out->sum = ldexp(out->sum, (int) (offset - e->offset));
-    return true;
+    *max = redge_lane_maximum(maxima);
+    return *max == -INFINITY || redge_exp2_for(*max, temperature, e);
 }
 
-/* Memory is read once, and each logit once: its term is taken before it is known whether it is the largest. The sum of
- * a chunk is in float over few terms a lane, the sum of the chunks in double. */
+/* Memory is read once, and each logit once: its term is taken before it is known whether it is the largest, in units of
+ * an origin that the maximum so far is not far above. The sum of a chunk is in float over few terms a lane, the sum of
+ * the chunks in double. */
 static void scan(const float * logits, int32_t n, double temperature, redge_scan * out) {
     *out = (redge_scan) {.sum = 0.0, .max = -INFINITY, .argmax = 0, .finite = true};
-    redge_exp2 e = {.highest = -INFINITY}; /* no origin yet */
+    redge_exp2 e = {0};
+    bool has_origin = false;
     int32_t best_chunk = 0;
     float copy[REDGE_CHUNK];
     for (int32_t c = 0; c < redge_n_chunks(n); ++c) {
         const float * chunk = whole_chunk(logits, n, c, copy);
-        float max;
-        double sum = chunk_sum(chunk, &e, &max);
-        if (!(sum < INFINITY) || max > e.highest) { /* rare, but for the first chunk */
-            if (!move_origin(chunk, temperature, &e, out)) {
+        float max = -INFINITY;
+        double sum = has_origin ? chunk_sum(chunk, &e, &max) : 0.0;
+        if (!has_origin || !(sum < INFINITY) || max > e.highest) {
+            const float offset = e.offset;
+            if (!set_origin(chunk, temperature, &e, &max)) {
                 redge_kernels_serial.scan(logits, n, temperature, out);
                 return;
             }
+            if (max == -INFINITY) {
+                continue;
+            }
+            out->sum = ldexp(out->sum, (int) (offset - e.offset));
+            has_origin = true;
             sum = chunk_sum(chunk, &e, &max);
         }
-        if (max > -INFINITY) {
-            out->sum += sum;
-        }
+        out->sum += sum;
         if (max > out->max) {
             out->max = max;
             best_chunk = c;
         }
     }
-    if (out->max > -INFINITY) {
+    if (has_origin) {
         out->sum /= term(out->max, &e);
         out->argmax = first_of(logits, best_chunk * REDGE_CHUNK, out->max);
     }

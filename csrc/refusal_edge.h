@@ -4,9 +4,9 @@
  * category, and a respond token. This library reads the logits of that position and decides, by a policy, which control
  * token comes out. It does not link llama.cpp: the host hands over the functions it already has, once (`redge_bind`).
  *
- * Every function is total: it returns a status, and never aborts, exits or prints. Nothing is allocated after a sampler
- * was made. All functions are thread-safe on distinct objects; a `redge_policy` may be shared read-only by any number
- * of threads; `redge_bind` must come before, and never beside, the functions that need the host.
+ * Every function is total: it returns a status, and never aborts, exits or prints. Nothing is allocated here after a
+ * sampler was made. All functions are thread-safe on distinct objects; a `redge_policy` may be shared read-only by any
+ * number of threads; `redge_bind` must come before, and never beside, the functions that need the host.
  */
 #ifndef REFUSAL_EDGE_H
 #define REFUSAL_EDGE_H
@@ -117,7 +117,8 @@ void redge_policy_default(redge_policy * policy);
 redge_status redge_policy_validate(const redge_policy * policy, int32_t n_vocab);
 
 /* The rule on raw logits (f32, n_vocab of them; -Inf allowed, NaN and +Inf are an error).
- * One pass over memory, no allocation, all sums in double with the maximum subtracted first.
+ * One pass over memory, no allocation. The sum over the vocabulary, and with it `log_normalizer` and the scores on the
+ * vocabulary, is within 1e-6 of float64, relatively, on every instruction set; all else is exact, or in double.
  * On error *decision is zeroed, with outcome NO_DECISION, category and token_id -1. */
 redge_status redge_decide_f32(const float * logits, int32_t n_vocab, const redge_policy * policy,
                               redge_decision * decision);
@@ -128,8 +129,9 @@ redge_status redge_decide_f32(const float * logits, int32_t n_vocab, const redge
 const char * redge_isa_name(size_t index);
 bool redge_isa_available(const char * name); /* compiled in, and runnable on this machine */
 const char * redge_isa_active(void);
-/* Forces one for the whole process; NULL returns to the best. REFUSAL_EDGE_ISA in the environment is read at load time;
- * a name there that is unknown or cannot run makes every decision fail with REDGE_ERR_ISA. Not thread-safe. */
+/* Forces one for the whole process; NULL returns to the best. REFUSAL_EDGE_ISA in the environment is read once,
+ * at the first use; a name there that is unknown or cannot run makes every decision fail with REDGE_ERR_ISA. Not
+ * thread-safe. */
 redge_status redge_isa_force(const char * name);
 
 /* ---- the sampler --------------------------------------------------------------------- */

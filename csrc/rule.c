@@ -122,6 +122,11 @@ static void fall_back(const redge_policy * policy, redge_decision * decision) {
     emit(decision, REDGE_NO_DECISION, NONE, token);
 }
 
+void redge_decision_clear(redge_decision * decision) {
+    *decision = (redge_decision){0};
+    emit(decision, REDGE_NO_DECISION, NONE, -1);
+}
+
 void redge_rule_apply(const redge_policy * policy, redge_decision * decision) {
     if (!redge_rule_is_paper(policy->rule) && decision->control_mass < policy->min_control_mass) {
         fall_back(policy, decision);

@@ -61,19 +61,12 @@ static redge_status selected_token(const llama_token_data_array * cur_p, int32_t
     return REDGE_OK;
 }
 
-/* What llama_sampler_apply does to a chain, except that no sampler is left out: a chain once attached to a context
- * skips its backend samplers, on the CPU's logits too. */
-static void apply_all(struct llama_sampler * chain, llama_token_data_array * cur_p) {
-    if (redge_host.llama_sampler_chain_get(chain, -1) == NULL) {
-        redge_host.llama_sampler_apply(chain, cur_p);
-        return;
-    }
-    const int32_t n = redge_host.llama_sampler_chain_n(chain);
-    for (int32_t i = 0; i < n; ++i) {
-        struct llama_sampler * smpl = redge_host.llama_sampler_chain_get(chain, i);
-        if (smpl->iface->apply != NULL) {
-            redge_host.llama_sampler_apply(smpl, cur_p);
-        }
+static void apply_all(struct llama_sampler * smpl, llama_token_data_array * cur_p) {
+    const bool is_chain = redge_host.llama_sampler_chain_get(smpl, -1) != NULL;
+    if (is_chain) {
+        redge_chain_apply(smpl, 0, cur_p);
+    } else {
+        redge_host.llama_sampler_apply(smpl, cur_p);
     }
 }
 

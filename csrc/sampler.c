@@ -1,10 +1,10 @@
 /* The rule as a llama_sampler. */
 #include "sampler.h"
 #include "policy.h"
+#include "rule.h"
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 static struct llama_sampler * wrap(redge_sampler * s);
 
@@ -152,7 +152,7 @@ static void redge_sampler_reset(struct llama_sampler * smpl) {
     s->applied = false;
     s->backend.ran = false;
     s->status = REDGE_ERR_NOT_DECIDED;
-    memset(&s->decision, 0, sizeof s->decision);
+    redge_decision_clear(&s->decision);
 }
 
 static void destroy(redge_sampler * s) {

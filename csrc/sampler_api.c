@@ -1,8 +1,7 @@
 /* The public functions on samplers: arguments checked, ours found in whatever was handed over. */
 #include "policy.h"
+#include "rule.h"
 #include "sampler.h"
-
-#include <string.h>
 
 static redge_status check(const redge_policy * policy, const redge_sampler_options * options) {
     if (!redge_is_bound()) {
@@ -70,11 +69,7 @@ redge_status redge_sampler_decision(const struct llama_sampler * smpl, redge_dec
     if (decision == NULL) {
         return REDGE_ERR_NULL;
     }
-    memset(decision, 0, sizeof *decision);
-    decision->outcome = REDGE_NO_DECISION;
-    decision->category = -1;
-    decision->token_id = -1;
-
+    redge_decision_clear(decision);
     redge_sampler * s;
     const redge_status status = find(smpl, &s);
     if (status != REDGE_OK) {

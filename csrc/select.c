@@ -46,15 +46,6 @@ static void leave_out_of_maxima(redge_selector * s, const float * logits, int32_
     s->maxima[chunk * REDGE_LANES + lane] = max;
 }
 
-static float chunk_maximum(const redge_selector * s, int32_t chunk) {
-    const float * maxima = s->maxima + chunk * REDGE_LANES;
-    float max = maxima[0];
-    for (int32_t lane = 1; lane < REDGE_LANES; ++lane) {
-        max = maxima[lane] > max ? maxima[lane] : max;
-    }
-    return max;
-}
-
 bool redge_selector_read(redge_selector * s, const redge_kernels * kernels, const float * logits) {
     if (!kernels->lane_maxima(logits, s->n_vocab, s->maxima)) {
         return false;
@@ -63,7 +54,7 @@ bool redge_selector_read(redge_selector * s, const redge_kernels * kernels, cons
         leave_out_of_maxima(s, logits, s->excluded[i]);
     }
     for (int32_t c = 0; c < redge_n_chunks(s->n_vocab); ++c) {
-        s->chunk_maxima[c] = chunk_maximum(s, c);
+        s->chunk_maxima[c] = redge_lane_maximum(s->maxima + c * REDGE_LANES);
     }
     return true;
 }
@@ -183,14 +174,24 @@ static float kth_largest(const float * values, int32_t n, int32_t k) {
     return heap[0];
 }
 
+static float smallest_finite(const float * values, int32_t n) {
+    float smallest = INFINITY;
+    for (int32_t i = 0; i < n; ++i) {
+        smallest = values[i] > -INFINITY && values[i] < smallest ? values[i] : smallest;
+    }
+    return smallest;
+}
+
 /* A floor that at least k logits reach, so that the k largest all do: the k-th largest maximum, of the chunks if there
- * are plenty of them, else of their lanes; -Inf if there are not even k lanes. */
+ * are plenty of them, else of their lanes. If there are not even k lanes, all lanes reach their smallest maximum, most
+ * of them more than once: k logits probably do. */
 static float floor_of_top_k(const redge_selector * s, int32_t k) {
     const int32_t n_chunks = redge_n_chunks(s->n_vocab);
     if (k <= n_chunks / 2) {
         return kth_largest(s->chunk_maxima, n_chunks, k);
     }
-    return k <= n_chunks * REDGE_LANES ? kth_largest(s->maxima, n_chunks * REDGE_LANES, k) : -INFINITY;
+    const int32_t n_lanes = n_chunks * REDGE_LANES;
+    return k <= n_lanes ? kth_largest(s->maxima, n_lanes, k) : smallest_finite(s->maxima, n_lanes);
 }
 
 /* Whole numbers in the order of the floats; the two zeros are one. */
@@ -239,11 +240,11 @@ bool redge_selector_top_k(redge_selector * s, const redge_kernels * kernels, con
         return false;
     }
     const float floor = floor_of_top_k(s, k);
-    if (floor == -INFINITY) {
+    if (floor == -INFINITY || floor == INFINITY) {
         return false;
     }
     const int32_t n = redge_selector_at_least(s, kernels, logits, floor, REDGE_MAX_PICKS, 0);
-    if (n < 0) {
+    if (n < k) {
         return false;
     }
     uint64_t keys[REDGE_MAX_PICKS];

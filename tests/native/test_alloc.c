@@ -33,7 +33,9 @@ enum { N_VOCAB = 128256, SAFETY = 128000, RESPOND = 128001 };
 
 static float logits[N_VOCAB];
 
-static struct llama_sampler * make_chain(bool greedy) {
+typedef enum chain_kind { DEFAULT, TOP_P, GREEDY } chain_kind;
+
+static struct llama_sampler * make_chain(chain_kind kind) {
     redge_policy policy;
     redge_policy_default(&policy);
     policy.n_categories = 1;
@@ -42,11 +44,13 @@ static struct llama_sampler * make_chain(bool greedy) {
     const redge_sampler_options options = {.phase = REDGE_PHASE_DECIDE, .n_vocab = N_VOCAB};
     struct llama_sampler * chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
     llama_sampler_chain_add(chain, redge_sampler_init(&policy, &options, NULL));
-    if (greedy) {
+    if (kind == GREEDY) {
         llama_sampler_chain_add(chain, llama_sampler_init_greedy());
         return chain;
     }
-    llama_sampler_chain_add(chain, llama_sampler_init_top_k(40));
+    if (kind == DEFAULT) {
+        llama_sampler_chain_add(chain, llama_sampler_init_top_k(40));
+    }
     llama_sampler_chain_add(chain, llama_sampler_init_top_p(0.95f, 1));
     llama_sampler_chain_add(chain, llama_sampler_init_min_p(0.05f, 1));
     llama_sampler_chain_add(chain, llama_sampler_init_temp(0.8f));
@@ -54,8 +58,8 @@ static struct llama_sampler * make_chain(bool greedy) {
     return chain;
 }
 
-static void check_chain(bool greedy) {
-    struct llama_sampler * chain = make_chain(greedy);
+static void check_chain(chain_kind kind) {
+    struct llama_sampler * chain = make_chain(kind);
     redge_sampler * s = redge_sampler_of(redge_sampler_find(chain));
     const long before = n_allocations;
     bool fast = true;
@@ -78,11 +82,15 @@ int main(void) {
     for (int32_t i = 0; i < N_VOCAB; ++i) {
         logits[i] = (float) (10.0 * pow((double) rand() / RAND_MAX, 4.0));
     }
+    for (int32_t i = 0; i < 20; ++i) {
+        logits[i * 1000] = 16.0f + 0.3f * (float) i; /* what top-p keeps */
+    }
     logits[RESPOND] = 30.0f;
     const long before = n_allocations;
     free(malloc(1));
     CHECK(n_allocations == before + 1); /* the counter counts */
-    check_chain(false);
-    check_chain(true);
+    check_chain(DEFAULT);
+    check_chain(TOP_P);
+    check_chain(GREEDY);
     return REPORT();
 }

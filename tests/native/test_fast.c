@@ -9,12 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_VOCAB = 20000, SAFETY = 40, RESPOND = 19990 };
+enum { N_VOCAB = 70000, SAFETY = 40, RESPOND = 69990 }; /* more lanes than the largest k */
 
 typedef struct llama_sampler sampler;
 
 static float logits[N_VOCAB];
 static llama_token_data data[N_VOCAB];
+static size_t longest; /* list of survivors that was compared */
 
 static sampler * chain_of(sampler * first, sampler * second, sampler * third) {
     redge_policy policy;
@@ -38,7 +39,7 @@ static void fill(void) {
     srand(7);
     for (int32_t i = 0; i < N_VOCAB; ++i) {
         const double u = (double) rand() / RAND_MAX;
-        logits[i] = (float) (12.0 * pow(u, 8.0)); /* few near the top, and no ties among them */
+        logits[i] = (float) (12.0 * pow(u, 28.0)); /* few near the top, and no ties among them */
     }
     logits[SAFETY] = 50.0f;
     logits[RESPOND] = 60.0f;
@@ -62,6 +63,7 @@ static void expect_same(sampler * chain) {
     sampler * copy = llama_sampler_clone(chain);
     llama_token_data_array fast = {0};
     CHECK(is_fast(chain, &fast));
+    longest = fast.size > longest ? fast.size : longest;
     const llama_token_data_array expected = stock(copy);
     CHECK(fast.size == expected.size && fast.selected == expected.selected && fast.sorted == expected.sorted);
     for (size_t i = 0; i < expected.size && i < fast.size; ++i) {
@@ -106,10 +108,11 @@ static void test_fast_chains(void) {
     expect_same(chain_of(llama_sampler_init_top_k(40), NULL, NULL));
     expect_same(chain_of(llama_sampler_init_top_k(1), NULL, NULL));
     expect_same(chain_of(llama_sampler_init_top_k(200), NULL, NULL));
+    expect_same(chain_of(llama_sampler_init_top_k(REDGE_MAX_TOP_K), NULL, NULL));
     expect_same(chain_of(llama_sampler_init_top_p(0.3f, 1), NULL, NULL));
     expect_same(chain_of(llama_sampler_init_top_p(0.3f, 1), llama_sampler_init_typical(0.5f, 1), NULL));
     expect_same(chain_of(llama_sampler_init_min_p(0.05f, 1), NULL, NULL));
-    expect_same(chain_of(llama_sampler_init_min_p(0.0025f, 1), NULL, NULL)); /* a twelfth of the vocabulary */
+    expect_same(chain_of(llama_sampler_init_min_p(2e-5f, 1), NULL, NULL)); /* a twelfth of the vocabulary */
     expect_same(chain_of(llama_sampler_init_temp(1.0f), llama_sampler_init_top_k(40), llama_sampler_init_dist(3)));
     expect_same(chain_of(llama_sampler_init_top_k(40), llama_sampler_init_top_p(0.9f, 1), llama_sampler_init_dist(3)));
     expect_same(chain_of(llama_sampler_init_top_k(40), llama_sampler_init_typical(0.5f, 1), NULL));
@@ -140,15 +143,17 @@ static void fill_random(double spread, int n_high, double height) {
 /* The number of probabilities that llama.cpp keeps depends on how floats round over the whole vocabulary. */
 static void test_top_p(void) {
     static const double spreads[] = {0.01, 1.0, 3.0, 8.0};
-    static const int n_high[] = {0, 1, 3, 20, 300};
-    static const float ps[] = {0.0f, 0.1f, 0.5f, 0.9f, 0.95f, 0.99f, 0.999f};
+    static const int n_high[] = {0, 1, 3, 20, 300, 2000};
+    static const float ps[] = {0.0f, 0.1f, 0.5f, 0.9f, 0.95f, 0.99f, 0.999f, 0.99999994f};
+    static const size_t min_keeps[] = {0, 2, 10, 100, 600};
     int n_fast = 0;
     int n_all = 0;
+    longest = 0;
     for (size_t a = 0; a < sizeof spreads / sizeof spreads[0]; ++a) {
         for (size_t b = 0; b < sizeof n_high / sizeof n_high[0]; ++b) {
             fill_random(spreads[a], n_high[b], 10.0 + 20.0 * rand() / RAND_MAX);
             for (size_t c = 0; c < sizeof ps / sizeof ps[0]; ++c) {
-                const size_t min_keep = (size_t) (1 + rand() % 3 * 20);
+                const size_t min_keep = min_keeps[rand() % 5];
                 n_fast += same_if_fast(chain_of(llama_sampler_init_top_p(ps[c], 1), NULL, NULL));
                 n_fast += same_if_fast(chain_of(llama_sampler_init_top_p(ps[c], min_keep), llama_sampler_init_temp(0.8f),
                                                 llama_sampler_init_dist(3)));
@@ -158,6 +163,21 @@ static void test_top_p(void) {
     }
     printf("top-p first: %d of %d fast\n", n_fast, n_all);
     CHECK(n_fast > n_all / 2 && n_fast < n_all);
+    CHECK(longest > 256);
+}
+
+/* One token has all the probability that float sees: what is kept beyond it is still llama.cpp's to say. */
+static void test_top_p_of_a_certain_token(void) {
+    for (int32_t i = 0; i < N_VOCAB; ++i) {
+        logits[i * 7919 % N_VOCAB] = -20.0f - (float) i * 1e-3f;
+    }
+    logits[7] = 0.0f;
+    for (size_t min_keep = 0; min_keep < 70; min_keep += 10) {
+        same_if_fast(chain_of(llama_sampler_init_top_p(0.9f, min_keep), llama_sampler_init_temp(10.0f),
+                              llama_sampler_init_dist(3)));
+    }
+    same_if_fast(chain_of(llama_sampler_init_top_p(0.99999994f, 1), NULL, NULL));
+    expect_same(chain_of(llama_sampler_init_top_p(0.9f, 10), NULL, NULL));
 }
 
 static void test_chains_that_go_the_stock_way(void) {
@@ -169,7 +189,7 @@ static void test_chains_that_go_the_stock_way(void) {
         chain_of(llama_sampler_init_penalties(N_VOCAB, 64, 1.1f, 0.0f, 0.0f), llama_sampler_init_greedy(), NULL));
     expect_slow(chain_of(llama_sampler_init_greedy(), llama_sampler_init_dist(1), NULL));
     expect_slow(chain_of(llama_sampler_init_min_p(0.05f, 500), NULL, NULL));
-    expect_slow(chain_of(llama_sampler_init_min_p(1e-5f, 1), NULL, NULL)); /* nearly all of it */
+    expect_slow(chain_of(llama_sampler_init_min_p(1e-6f, 1), NULL, NULL)); /* nearly all of it */
     expect_slow(chain_of(llama_sampler_init_top_k(N_VOCAB), NULL, NULL));
     expect_slow(chain_of(llama_sampler_init_top_k(REDGE_MAX_TOP_K + 1), NULL, NULL));
 }
@@ -207,6 +227,7 @@ int main(void) {
             fill();
             test_fast_chains();
             test_top_p();
+            test_top_p_of_a_certain_token();
             fill();
             test_chains_that_go_the_stock_way();
             test_logits_that_go_the_stock_way();

@@ -72,6 +72,21 @@ static void large(int32_t n) {
     }
 }
 
+/* Every chunk `step` above the one before: the sum so far must come along when the origin moves. */
+static void rising(int32_t n, double step) {
+    for (int32_t i = 0; i < n; ++i) {
+        logits[i] = (float) (step * (i / REDGE_CHUNK) + uniform());
+    }
+}
+
+static void rising_slowly(int32_t n) {
+    rising(n, 2.2);
+}
+
+static void rising_fast(int32_t n) {
+    rising(n, 3.6);
+}
+
 static void beyond_float(int32_t n) {
     spread(n);
     for (int32_t i = 0; i < n; ++i) {
@@ -79,7 +94,10 @@ static void beyond_float(int32_t n) {
     }
 }
 
-static fill * const fills[] = {spread, flat, peaked, below_one_peak, tied, masked, all_masked, large, beyond_float};
+static fill * const fills[] = {spread,        flat,        peaked,
+                               below_one_peak, tied,        masked,
+                               all_masked,     large,       beyond_float,
+                               rising_slowly,  rising_fast};
 static const int32_t sizes[] = {1, 7, 15, 16, 17, 63, 64, 65, 1023, 1024, 1025, 5000, 32000, 128256, N_MAX};
 static const double temperatures[] = {1.0, 0.3, 2.5, 1e-3, 1e-9, 1e9};
 
@@ -125,8 +143,24 @@ static void check_not_finite(const redge_kernels * k, int32_t n, float bad) {
     }
 }
 
+/* Nearly all at the same distance below the maximum and far above the first chunk, so that the rounding of their
+ * exponents cannot average out. */
+static void check_far_above_the_first_chunk(const redge_kernels * k) {
+    enum { N = 4 * REDGE_CHUNK };
+    for (int round = 0; round < 500; ++round) {
+        const double top = 5.0 + 60.0 * uniform();
+        const double below = 1.0 + 5.0 * uniform();
+        for (int32_t i = 0; i < N; ++i) {
+            logits[i] = i < REDGE_CHUNK ? 0.0f : (float) (top - below);
+        }
+        logits[N - 1] = (float) top;
+        check_scan(k, N, 1.0);
+    }
+}
+
 static void check_isa(const char * name) {
     const redge_kernels * k = force(name);
+    check_far_above_the_first_chunk(k);
     for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; ++s) {
         for (size_t f = 0; f < sizeof fills / sizeof fills[0]; ++f) {
             fills[f](sizes[s]);

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from native_session import Sampler, Session, make_chain, pointer
+from tiny_model import write_tiny_model
 
 from refusal_edge import _native
 from refusal_edge.policy import Category, Policy
@@ -66,6 +67,8 @@ CHAINS: dict[str, Samplers] = {
     "top-k 300": lambda s, seed: default(s, seed, k=300),
     "top-k over the vocabulary": lambda s, seed: default(s, seed, k=100_000),
     "no top-k": lambda s, seed: default(s, seed, k=0),
+    "top-p alone": lambda s, seed: [llama_cpp.llama_sampler_init_top_p(0.9, 1), dist(seed)],
+    "top-k 1000": lambda s, seed: default(s, seed, k=1000),
     "min-p alone": lambda s, seed: default(s, seed, k=0, p=1.0),
     "tiny min-p": lambda s, seed: default(s, seed, k=0, p=1.0, min_p=1e-6),
     "min-p keeps 50": lambda s, seed: [llama_cpp.llama_sampler_init_min_p(0.3, 50), dist(seed)],
@@ -174,17 +177,34 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_same_token_as_stock(session: Session, isa: str, name: str, kind: str) -> None:
     if name in ("grammar", "mirostat") and kind in ("masked", "almost_all_masked"):
         return  # stock llama.cpp itself ends the process when nothing or next to nothing is left
+    check_same_tokens(session, name, kind, n_rounds=3 if name == "grammar" else ROUNDS)
+
+
+def check_same_tokens(session: Session, name: str, kind: str, n_rounds: int) -> None:
     rng = np.random.default_rng(list(f"{name}/{kind}".encode()))
     ours, stock = (
         make_chain(pointer(_native.sampler_init(POLICY, session.n_vocab, "guard")), *CHAINS[name](session, seed=5))
         for _ in range(2)
     )
-    n_rounds = 3 if name == "grammar" else ROUNDS
     for _ in range(n_rounds):
         session.logits[:] = LOGITS[kind](rng, session.n_vocab)
         assert session.our_sample(ours) == session.stock_sample(stock)
     for chain in (ours, stock):
         llama_cpp.llama_sampler_free(chain)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """A vocabulary as large as those of models, for chains that are not worth a detour below it."""
+    path = tmp_path_factory.mktemp("large") / "tiny.gguf"
+    with Session(write_tiny_model(path, n_vocab=70_000)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("kind", ["normal", "peaked", "tied", "masked", "zeros_of_both_signs"])
+@pytest.mark.parametrize("name", ["default", "no top-k", "min-p alone", "top-p alone", "top-k 1000"])
+def test_same_token_as_stock_in_a_large_vocabulary(large: Session, isa: str, name: str, kind: str) -> None:
+    check_same_tokens(large, name, kind, n_rounds=10)
 
 
 @pytest.mark.parametrize("name", CHAINS)

@@ -3,7 +3,7 @@
 
 #include "llama.h"
 
-#include "llama_abi.h"
+#include "fast.h"
 
 #include <pthread.h>
 
@@ -23,18 +23,32 @@ static int32_t sample(struct llama_sampler * chain, llama_token_data * data) {
     return token;
 }
 
+static int32_t sample_fast(struct llama_sampler * chain) {
+    llama_token_data_array array;
+    if (!redge_fast_apply(chain, redge_sampler_of(redge_sampler_find(chain)), logits, &array)) {
+        return -1;
+    }
+    const int32_t token = array.data[array.selected].id;
+    llama_sampler_accept(chain, token);
+    return token;
+}
+
 static void * work(void * n_wrong) {
     static _Thread_local llama_token_data data[N_VOCAB];
     const redge_sampler_options options = {.phase = REDGE_PHASE_DECIDE, .n_vocab = N_VOCAB};
     struct llama_sampler * chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
     llama_sampler_chain_add(chain, redge_sampler_init(&policy, &options, NULL));
+    llama_sampler_chain_add(chain, llama_sampler_init_top_k(5));
     llama_sampler_chain_add(chain, llama_sampler_init_greedy());
     for (int i = 0; i < N_ROUNDS; ++i) {
         redge_decision decision;
         const bool pure = redge_decide_f32(logits, N_VOCAB, &policy, &decision) == REDGE_OK && decision.category == 0;
         const bool decided = sample(chain, data) == 3;
         const bool guarded = sample(chain, data) > 5;
-        *(int *) n_wrong += !pure || !decided || !guarded;
+        llama_sampler_reset(chain);
+        const bool decided_fast = sample_fast(chain) == 3;
+        const bool guarded_fast = sample_fast(chain) > 5;
+        *(int *) n_wrong += !pure || !decided || !guarded || !decided_fast || !guarded_fast;
         llama_sampler_reset(chain);
     }
     llama_sampler_free(chain);
@@ -51,7 +65,7 @@ int main(void) {
     policy.thresholds[0] = 0.5;
     policy.respond_token_id = 5;
     for (int32_t i = 0; i < N_VOCAB; ++i) {
-        logits[i] = (float) (i % 11);
+        logits[i] = (float) (i % 11) + 1e-4f * (float) i; /* no ties */
     }
     logits[3] = 25.0f;
 
