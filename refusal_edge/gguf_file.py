@@ -27,9 +27,10 @@ MAX_TENSORS: Final = 65_536
 MAX_KEY_BYTES: Final = 65_535
 MAX_STRING_BYTES: Final = 1 << 30
 MAX_ARRAY_COUNT: Final = 1 << 30
+MAX_STRINGS: Final = 1 << 22
+"""In all arrays together: each is stepped over, empty ones too. Vocabularies have a million with their merges."""
 MAX_TENSOR_NAME_BYTES: Final = 63
 MAX_DIMENSIONS: Final = 4
-ARCHITECTURE: Final = "general.architecture"
 MAX_BLOCKS: Final = 512
 """llama.cpp's LLAMA_MAX_LAYERS: per-layer tables beyond it are not there."""
 
@@ -60,13 +61,14 @@ class _Reader:
         self.data = data
         self.size = len(data)
         self.position = 0
+        self.n_strings = 0
 
     def read(self) -> GGUFFile:
         n_tensors, n_keys = self.preamble()
         for _ in range(n_keys):
             self.pair()
         self.file.alignment = self.alignment()
-        _check_model(self.file)
+        check_values(self.file)
         begin = self.position
         described = [self.tensor_description() for _ in range(n_tensors)]
         self.file.tensors_span = (begin, self.position)
@@ -165,6 +167,9 @@ class _Reader:
             raise self.broken(f"{what}: claims {count} elements, at most {MAX_ARRAY_COUNT} are allowed")
         start = self.position
         if kind is ValueType.STRING:
+            self.n_strings += count
+            if self.n_strings > MAX_STRINGS:
+                raise self.broken(f"{what}: {self.n_strings} strings in arrays so far, at most {MAX_STRINGS} allowed")
             self.skip(8 * count, what)  # even if every string were empty; before walking anything
             self.position = self.end_of_strings(start, count, what)
         else:
@@ -238,16 +243,12 @@ class _Reader:
         self.file.data_end = self.file.data_end or min(start, self.size)
 
 
-def _check_model(file: GGUFFile) -> None:
-    """Values that llama.cpp uses as array lengths and indices.
+def check_values(file: GGUFFile) -> None:
+    """Checks values that llama.cpp uses as array lengths and indices.
 
     Raises:
         FormatError: they do not fit the vocabulary, or each other.
     """
-
-    def broken(key: str, expected: str, got: object) -> FormatError:
-        return FormatError(f"{file.path}: key {key!r}: expected {expected}, got {got!r}")
-
     prefix = "tokenizer.ggml."
     columns = {
         "tokens": (ValueType.STRING,),
@@ -258,19 +259,19 @@ def _check_model(file: GGUFFile) -> None:
     for column, kinds in columns.items():
         value = file.kv.get(prefix + column)
         if value is not None and (not isinstance(value, GGUFArray) or value.element_type not in kinds):
-            raise broken(prefix + column, f"an array of {kinds[0].name.lower()}", value)
+            raise file.wrong(prefix + column, f"an array of {kinds[0].name.lower()}")
     for key, value in file.kv.items():
         if key.endswith(".block_count") and not (type(value) is int and 0 <= value <= MAX_BLOCKS):
-            raise broken(key, f"a number of blocks in [0, {MAX_BLOCKS}]", value)
-        if isinstance(value, float) and not math.isfinite(value) and key.startswith(f"{file.text(ARCHITECTURE)}."):
-            raise broken(key, "a finite number", value)
+            raise file.wrong(key, f"a number of blocks in [0, {MAX_BLOCKS}]")
+        if isinstance(value, float) and not math.isfinite(value) and key.startswith(f"{file.arch}."):
+            raise file.wrong(key, "a finite number")
     n_vocab = file.n_vocab()
     if n_vocab is None:
         return
     for column in ("token_type", "scores"):
         value = file.kv.get(prefix + column)
         if value is not None and len(value) != n_vocab:
-            raise broken(prefix + column, f"{n_vocab} elements, one for each token", len(value))
+            raise file.wrong(prefix + column, f"{n_vocab} elements, one for each token", len(value))
     for key, value in file.kv.items():
         if key.startswith(prefix) and key.endswith("_token_id") and not (type(value) is int and 0 <= value < n_vocab):
-            raise broken(key, f"a token id in [0, {n_vocab - 1}]", value)
+            raise file.wrong(key, f"a token id in [0, {n_vocab - 1}]")

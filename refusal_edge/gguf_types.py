@@ -10,10 +10,14 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from refusal_edge.errors import FormatError
+from refusal_edge.numbers import shown
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+ARCHITECTURE: Final = "general.architecture"
 DEFAULT_ALIGNMENT: Final = 32
 
 
@@ -200,6 +204,26 @@ class GGUFFile:
         """The value of `key` if it is an integer."""
         value = self.kv.get(key)
         return value if type(value) is int else None
+
+    @property
+    def arch(self) -> str:
+        """The architecture, which the keys of its hyperparameters begin with."""
+        return self.text(ARCHITECTURE) or ""
+
+    def hparam(self, name: str, default: int = 0) -> int:
+        """The integer `<architecture>.<name>`; `default` where there is none."""
+        value = self.integer(f"{self.arch}.{name}")
+        return default if value is None else value
+
+    def head_length(self, name: str) -> int:
+        """How long a "key" or "value" of one attention head is; 0 where the file does not say."""
+        n_heads = self.hparam("attention.head_count")
+        return self.hparam(f"attention.{name}_length", self.hparam("embedding_length") // n_heads if n_heads else 0)
+
+    def wrong(self, key: str, expected: str, got: object = None) -> FormatError:
+        """The error for a value; `got` says what is wrong with it where that is not the value itself."""
+        found = shown(self.kv.get(key)) if got is None else got
+        return FormatError(f"{self.path}: key {key!r}: expected {expected}, got {found}")
 
     def n_vocab(self) -> int | None:
         """How many tokens the vocabulary has; None for a file without one."""

@@ -104,7 +104,12 @@ HOSTILE = {
     "boolean 2": (gguf([pair("a", BOOL, 2)]), "must be 0 or 1, got 2"),
     "array of arrays": (gguf([text("a") + u32(ARRAY) + u32(ARRAY) + u64(0)]), "arrays of arrays"),
     "array of 2^34 strings": (gguf([array("a", STRING, [], count=2**34)]), "claims 17179869184 elements"),
-    "array of 2^29 strings": (gguf([array("a", STRING, [], count=2**29)]), "needs 4294967296 bytes"),
+    "array of 2^29 strings": (gguf([array("a", STRING, [], count=2**29)]), "at most 4194304 allowed"),
+    "array of 2^20 strings": (gguf([array("a", STRING, [], count=2**20)]), "needs 8388608 bytes"),
+    "arrays of 2^22 + 1 strings": (
+        gguf([array("a", STRING, [""] * 2**22), array("b", STRING, [""])]),
+        "4194305 strings in arrays so far",
+    ),
     "array of 2^29 integers": (gguf([array("a", UINT32, [], count=2**29)]), "needs 2147483648 bytes"),
     "string in an array beyond the end": (
         gguf([array("a", STRING, ["x"] * 8, count=10)], data=b"\xff" * 64),
