@@ -33,7 +33,8 @@ bench: $(VENV)/.installed-test    ## the project's own benchmark
 	$(BIN)/refusal-edge bench
 
 clean:    ## remove what was built, keep pip's cache of the llama-cpp-python wheel
-	rm -rf $(VENV) build
+	@if [ -e '$(VENV)' ] && ! [ -f '$(VENV)/pyvenv.cfg' ]; then echo 'error: $(VENV) is no virtual environment' >&2; exit 2; fi
+	rm -rf '$(VENV)' build
 
 # A larger set of extras also counts as the smaller one, so that nothing is installed twice.
 $(VENV)/.installed: $(NATIVE)

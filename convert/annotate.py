@@ -11,7 +11,7 @@ from typing import Any
 
 from gguf import GGUFValueType, Keys, TokenType
 
-from refusal_edge.errors import ConversionError
+from refusal_edge.errors import ConversionError, MetadataError
 from refusal_edge.gguf_file import GGUFFile, read_gguf
 from refusal_edge.keys import PREFIX, Stamp, is_stamped
 from refusal_edge.policy import ControlValue
@@ -90,11 +90,13 @@ def annotate(
     src, out = Path(src), Path(out)
     if not dry_run:
         check_target(out, force=force)
+    if src.exists() and not src.is_file():
+        raise ConversionError(f"{src} is not a regular file; give the name of a GGUF file")
     with read_gguf(src) as file:
         if (file.integer("split.count") or 1) > 1:
             raise ConversionError(f"{src}: one of several parts; join them first with llama-gguf-split --merge")
-        previous = Stamp.from_kv(file.kv, file.n_vocab()) if is_stamped(file.kv) else None
-        vocab = vocab_from_gguf(file, known=previous.policy.control_token_ids if previous else ())
+        previous = _previous_stamp(file, anew=preset is not None or bool(tokens))
+        vocab = vocab_from_gguf(file, known=_once_named(file))
         if previous is not None and preset is None and not tokens:
             control = _as_stamped(previous, vocab)
         else:
@@ -105,8 +107,8 @@ def annotate(
             warnings.append("tokens of this kind of vocabulary cannot be sealed: they were written as CONTROL")
 
         with scratch_file() as scratch:
-            proven = prove_header(vocab, control, token_type, _header_of(file, vocab), scratch)
-        warnings += proven.warnings
+            proven = prove_header(vocab, control, token_type, _header_of(file, vocab), scratch, str(src))
+        warnings += [*proven.warnings, *proven.reachability.template_problems]
         stamp = _stamp(control, proven, previous, thresholds or {})
         changed = {**_dropped_keys(file), **_vocab_pairs(vocab, proven.vocab), **_stamp_pairs(stamp)}
         changes = (*_token_changes(vocab, proven.vocab, control), *_key_changes(file, stamp))
@@ -135,6 +137,24 @@ def restamp(
     with read_gguf(Path(src)) as file:
         header = rewritten_header(file, {**_dropped_keys(file), **_stamp_pairs(stamp)})
         _write(file, header, out, force=force, progress=progress)
+
+
+def _previous_stamp(file: GGUFFile, *, anew: bool) -> Stamp | None:
+    """The stamp that the file has; with `anew`, a broken one counts as none."""
+    try:
+        return Stamp.from_kv(file.kv, file.n_vocab()) if is_stamped(file.kv) else None
+    except MetadataError as error:
+        if anew:
+            return None
+        raise MetadataError(
+            f"{file.path}: {error}; to stamp it anew name the tokens with --preset or --token"
+        ) from None
+
+
+def _once_named(file: GGUFFile) -> tuple[int, ...]:
+    """Tokens that keys of ours name, however broken the rest is: they may be sealed."""
+    keys = (key for key in file.kv if key.startswith(PREFIX) and key.endswith("token_id"))
+    return tuple(i for i in map(file.integer, keys) if i is not None)
 
 
 def _as_stamped(stamp: Stamp, vocab: Vocab) -> ControlTokens:

@@ -11,7 +11,7 @@ from refusal_edge.errors import ConversionError, FormatError
 from .families import find_family
 from .family import Family
 from .jsonfile import read_object, shown
-from .safetensors import StoredTensor, read_weights
+from .safetensors import StoredTensor, other_weights, read_weights
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
 OTHER_SENSES = ("vision_config", "audio_config", "vision_tower", "mm_vision_tower")
@@ -44,7 +44,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         )
     _check_kind(config, folder)
     family = find_family(architectures[0])
-    warnings = []
+    warnings = list(other_weights(folder))
     if "auto_map" in config:
         if not family.had_remote_code:
             raise ConversionError(

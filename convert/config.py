@@ -10,6 +10,8 @@ from refusal_edge.errors import ConversionError, FormatError
 from .jsonfile import shown
 
 FLOAT32_MAX = 3.4028234663852886e38
+FLOAT32_TINY = 1.401298464324817e-45
+POSITIVE = "a number above 0"
 
 
 class Config(Mapping[str, Any]):
@@ -42,6 +44,10 @@ class Config(Mapping[str, Any]):
         """A finite number."""
         return finite(self.get(key), lambda: self.broken(key, "a finite number"))
 
+    def positive(self, key: str) -> float:
+        """A finite number above 0: llama.cpp divides by it, or takes 0 to mean "not given"."""
+        return positive(self.get(key), lambda: self.broken(key, POSITIVE))
+
     def first(self, *keys: str, default: Any) -> Any:
         """The first of `keys` that is neither missing nor null."""
         return next((self[key] for key in keys if self.get(key) is not None), default)
@@ -55,7 +61,11 @@ class Config(Mapping[str, Any]):
 
     def broken(self, key: str, expected: str) -> FormatError:
         """The error for a `key` whose value is not what was `expected`."""
-        return FormatError(f"{self._source}: {key} must be {expected}, got {shown(self.get(key))}")
+        return self.broken_value(key, expected, self.get(key))
+
+    def broken_value(self, place: str, expected: str, value: object) -> FormatError:
+        """The same for a value within a nested object."""
+        return FormatError(f"{self._source}: {place} must be {expected}, got {shown(value)}")
 
     def unsupported(self, what: str) -> ConversionError:
         """The error for a model that llama.cpp could load but would compute wrongly, or not at all."""
@@ -89,3 +99,11 @@ def finite(value: Any, error: Any) -> float:
     if type(value) not in (int, float) or not abs(value) <= FLOAT32_MAX:
         raise error()
     return float(value)
+
+
+def positive(value: Any, error: Any) -> float:
+    """The same for a number that is still above 0 as float32."""
+    number = finite(value, error)
+    if number < FLOAT32_TINY:
+        raise error()
+    return number

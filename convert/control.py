@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -12,10 +12,12 @@ from gguf import TokenType
 from refusal_edge.byte_level import encode
 from refusal_edge.errors import ConversionError, InvalidPolicyError
 from refusal_edge.keys import TOKEN_TYPES, Stamp
-from refusal_edge.policy import Category
+from refusal_edge.policy import MAX_CATEGORIES, Category
 
 from . import vocab as _vocab
 from .jsonfile import shown
+from .vocab.model import token_type as plain_type
+from .vocab.specials import KNOWN_ENDS, TURN_STARTS
 
 RESPOND: Final = "respond"
 DETOKENIZE_BYTES: Final = 32
@@ -47,6 +49,7 @@ PRESETS: Final[dict[str, tuple[Role, ...]]] = {
     ),
     "single": (Role("refuse", "Refuse", "[refuse]"), Role(RESPOND, "Respond", "[respond]")),
 }
+_BY_TEXT = {role.text: role for roles in PRESETS.values() for role in roles}
 
 
 @dataclass(frozen=True)
@@ -136,23 +139,26 @@ def find_control_tokens(vocab: _vocab.Vocab, *, preset: str | None = None, token
     Args:
         preset: a name in `PRESETS`; None tries them all.
         tokens: `ROLE=ID` or `ROLE=TEXT`, with ROLE "respond", a category slug, or `SLUG:TITLE`;
-            they win over what is found.
+            they are added to what is found, and win over it.
 
     Raises:
         ConversionError: none found (lists the added tokens), no respond token, no category, two roles on one token,
-            an id or text that is not in the vocabulary, or a token that is an ordinary piece of it.
+            an id or text that is not in the vocabulary, a token that is an ordinary piece of it, or one that prompts
+            and answers are made of.
     """
     if preset is not None and preset not in PRESETS:
         raise ConversionError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
     found = _Found(vocab)
     for item in tokens:
         found.explicit(item)
+    named = set(found.roles)
     if preset is not None:
         found.by_text(PRESETS[preset], required=True)
-    elif RESPOND not in found.roles:
+    else:
         for roles in PRESETS.values():
             found.by_text(roles, required=False)
-        found.by_place()
+        if RESPOND not in named or named == {RESPOND}:  # else the neighbours could have been named, too
+            found.by_place()
     return found.result()
 
 
@@ -182,16 +188,31 @@ class _Found:
                     f"a control token must be an added one; {self._seen()}"
                 )
             raise ConversionError(f"--token {item}: token ids go from 0 to {len(self.vocab.tokens) - 1}")
+        if (use := self._other_use(token_id)) is not None:
+            raise ConversionError(
+                f"--token {item}: token {token_id} {shown(self.added[token_id])} is {use}; "
+                f"a control token must have no other use; {self._seen()}"
+            )
+        known = _BY_TEXT.get(self.added[token_id].strip())
+        if not title and known is not None and known.slug == slug:
+            title = known.title
         self._assign(slug, title, token_id)
+
+    def _other_use(self, token_id: int) -> str | None:
+        """What prompts and answers need the token for."""
+        role = next((role for role, i in self.vocab.special_ids.items() if i == token_id and role != "pad"), None)
+        if role is not None:
+            return f"the {role} token of this vocabulary"
+        return "a mark of chat formats" if self.added[token_id].strip() in KNOWN_ENDS | TURN_STARTS else None
 
     def by_text(self, roles: Sequence[Role], *, required: bool) -> None:
         """Tokens whose text, stripped, is that of a role."""
         for role in roles:
             if role.slug in self.roles:
                 continue
-            token_id = self._only_one(role.text)
-            if not required and token_id in {token.id for token in self.roles.values()}:
+            if not required and any(token.text.strip() == role.text for token in self.roles.values()):
                 continue  # named otherwise with --token
+            token_id = self._only_one(role.text)
             if token_id is not None:
                 self._assign(role.slug, role.title, token_id)
             elif required:
@@ -248,7 +269,7 @@ class _Found:
                 title = Category(slug, token_id, title=title).title
             except InvalidPolicyError as error:
                 raise ConversionError(f"--token {slug}: {error}") from None
-        self.roles[slug] = ControlToken(slug, title, token_id, self.added[token_id])
+        self.roles[slug] = ControlToken(slug, title or slug.title(), token_id, self.added[token_id])
 
     def result(self) -> ControlTokens:
         categories = sorted((t for t in self.roles.values() if t.slug != RESPOND), key=lambda token: token.id)
@@ -256,11 +277,50 @@ class _Found:
             name_them = "name them with --token respond=ID --token SLUG=ID"
             raise ConversionError(f"no control tokens found; {self._seen()}; {name_them}")
         if RESPOND not in self.roles:
-            raise ConversionError(f"no respond token found; {self._seen()}; name it with --token respond=ID")
+            raise self._missing("respond", "--token respond=ID")
         if not categories:
-            raise ConversionError(f"no category token found; {self._seen()}; name one with --token SLUG=ID")
+            raise self._missing("category", "--token SLUG=ID")
+        if len(categories) > MAX_CATEGORIES:
+            raise ConversionError(
+                f"{len(categories)} category tokens found, at most {MAX_CATEGORIES} are allowed; {self._seen()}; "
+                "name those that are with --token respond=ID --token SLUG=ID"
+            )
         control = ControlTokens(tuple(categories), self.roles[RESPOND])
-        return replace(control, warnings=(*self.warnings, *self._doubts(control)))
+        return replace(control, warnings=(*self.warnings, *self._misnamed(), *self._left_out(), *self._doubts(control)))
+
+    def _missing(self, role: str, flag: str) -> ConversionError:
+        found = ", ".join(f"{token.slug} {token.id} {shown(token.text, 40)}" for token in self.roles.values())
+        misnamed = "".join(f": {said}" for said in self._misnamed())
+        return ConversionError(
+            f"no {role} token found{misnamed}; recognised: {found}; {self._seen()}; add it with {flag} (what is "
+            f"recognised stays), or ask with --preset {' or '.join(PRESETS)} what is missing"
+        )
+
+    def _misnamed(self) -> Iterator[str]:
+        """A respond token that was named a category, or the other way round."""
+        for token in self.roles.values():
+            known = _BY_TEXT.get(token.text.strip(), token)
+            if (known.slug == RESPOND) != (token.slug == RESPOND):
+                yield f"token {token.id} {shown(token.text)} was given to {token.slug!r} with --token"
+
+    def _left_out(self) -> Iterator[str]:
+        """Tokens without a role that look as if they had one. Many base models have special tokens in brackets."""
+        taken = {token.id for token in self.roles.values()}
+        left = [
+            token
+            for token in self.vocab.added
+            if token.id not in taken
+            and (
+                token.content.strip() in _BY_TEXT
+                or (self._is_category_like(token.id) and plain_type(token) is TokenType.USER_DEFINED)
+            )
+        ]
+        if left:
+            listed = _listed((token.id, token.content) for token in left)
+            yield (
+                f"added tokens that look like control tokens but have no role: {listed}; "
+                f"they show in answers, and any prompt can hold them; give one its role with --token SLUG={left[0].id}"
+            )
 
     def _doubts(self, control: ControlTokens) -> Iterator[str]:
         flags = {token.id: token for token in self.vocab.added}
@@ -277,8 +337,12 @@ class _Found:
                 )
 
     def _seen(self) -> str:
-        if not self.added:
-            return "the tokenizer has no added tokens"
-        last = list(self.added.items())[-12:]
-        more = f"{len(self.added) - len(last)} more, " if len(self.added) > len(last) else ""
-        return f"added tokens: {more}" + ", ".join(f"{token_id} {shown(text, 40)}" for token_id, text in last)
+        return f"added tokens: {_listed(self.added.items())}" if self.added else "the tokenizer has no added tokens"
+
+
+def _listed(tokens: Iterable[tuple[int, str]]) -> str:
+    """The last dozen of them, which is where fine-tuning adds its own."""
+    every = list(tokens)
+    last = every[-12:]
+    more = f"{len(every) - len(last)} more, " if len(every) > len(last) else ""
+    return more + ", ".join(f"{token_id} {shown(text, 40)}" for token_id, text in last)

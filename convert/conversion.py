@@ -35,6 +35,8 @@ from .vocab import Vocab, load_vocab
 
 MAX_THREADS = 4
 """A thread holds about 20 MB; beyond four the disk is the limit."""
+MOST_THREADS = 64
+"""What may be asked for."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def convert(
     n_vocab = vocabulary_rows(sources)
     warnings = [*checkpoint.warnings, *family.check(config), *_check_vocab_size(config, n_vocab)]
 
-    recipe = parse_recipe(stored_type if outtype == "auto" else outtype, quantize, head, config, family.arch)
+    recipe = parse_recipe(None if outtype == "auto" else outtype, quantize, head, config, family.arch, stored_type)
     plan = make_plan(family, config, sources, recipe.choose)
 
     vocab = _load_vocab(src, lora, config, n_vocab, family.arch, pre)
@@ -140,8 +142,14 @@ def convert(
         src, checkpoint.config, family.arch, name=name, n_params=plan.n_params, file_type=recipe.file_type
     )
     general = avoid_phi3(general, vocab.tokens)
+    tokenizer = lora.folder if lora is not None and lora.has_tokenizer else src
+    source = str(tokenizer) if pre is None else f"{tokenizer} with --pre {shown(pre)}"
     with scratch_file() as scratch:
-        proven = prove(vocab, control, token_type, arch=family.arch, name=_name_in(general), scratch=scratch)
+        proven = prove(
+            vocab, control, token_type, arch=family.arch, name=_name_in(general), scratch=scratch, source=source
+        )
+    if problems := proven.reachability.template_problems:
+        raise ConversionError(f"{tokenizer}: {problems[0]}")
     warnings += [*notes, *proven.warnings]
     stamp = control.stamp(token_type=proven.token_type, reachable=proven.reachability.worst)
 
@@ -170,8 +178,8 @@ def convert(
 def _check_options(src: Path, out: Path, name: str | None, threads: int | None) -> None:
     if out.resolve().parent == src.resolve() and out.exists() and out.suffix != ".gguf":
         raise ConversionError(f"{out} is a file of the checkpoint; write the GGUF elsewhere")
-    if threads is not None and threads < 1:
-        raise ConversionError(f"--threads must be at least 1, got {threads}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ConversionError(f"--threads must be in [1, {MOST_THREADS}], got {threads}")
     if name is not None and not (name.isprintable() and name.strip()):
         raise ConversionError(f"--name must be printable text, got {shown(name)}")
 

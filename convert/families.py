@@ -12,7 +12,7 @@ from gguf import Keys
 
 from refusal_edge.errors import ConversionError
 
-from .config import Config
+from .config import FLOAT32_MAX, Config
 from .family import ATTENTION, HEAD_NORMS, MLP, NORM, PRE_NORMS, QKV_BIAS, SQUARE_ATTENTION, Family, Head, Module
 from .gguf_writer import KeyValue
 from .jsonfile import shown
@@ -86,10 +86,10 @@ class Granite(Llama):
 
     def keys(self, config: Config, n_vocab: int) -> Iterator[KeyValue]:
         yield from super().keys(config, n_vocab)
-        yield self.f32(Keys.Attention.SCALE, config.number("attention_multiplier"))
-        yield self.f32(Keys.LLM.EMBEDDING_SCALE, config.number("embedding_multiplier"))
-        yield self.f32(Keys.LLM.RESIDUAL_SCALE, config.number("residual_multiplier"))
-        yield self.f32(Keys.LLM.LOGIT_SCALE, config.number("logits_scaling"))
+        yield self.f32(Keys.Attention.SCALE, config.positive("attention_multiplier"))
+        yield self.f32(Keys.LLM.EMBEDDING_SCALE, config.positive("embedding_multiplier"))
+        yield self.f32(Keys.LLM.RESIDUAL_SCALE, config.positive("residual_multiplier"))
+        yield self.f32(Keys.LLM.LOGIT_SCALE, config.positive("logits_scaling"))
 
 
 class Qwen2(Family):
@@ -166,8 +166,8 @@ class Gemma2(Family):
 
     def keys(self, config: Config, n_vocab: int) -> Iterator[KeyValue]:
         yield from super().keys(config, n_vocab)
-        yield self.f32(Keys.LLM.ATTN_LOGIT_SOFTCAPPING, config.number("attn_logit_softcapping"))
-        yield self.f32(Keys.LLM.FINAL_LOGIT_SOFTCAPPING, config.number("final_logit_softcapping"))
+        yield self.f32(Keys.LLM.ATTN_LOGIT_SOFTCAPPING, config.positive("attn_logit_softcapping"))
+        yield self.f32(Keys.LLM.FINAL_LOGIT_SOFTCAPPING, config.positive("final_logit_softcapping"))
         yield self.u32(Keys.Attention.SLIDING_WINDOW, config.count("sliding_window"))
 
 
@@ -207,7 +207,7 @@ class Gemma3(Gemma2):
     def keys(self, config: Config, n_vocab: int) -> Iterator[KeyValue]:
         yield from Family.keys(self, config, n_vocab)
         if config.get("final_logit_softcapping") is not None:
-            yield self.f32(Keys.LLM.FINAL_LOGIT_SOFTCAPPING, config.number("final_logit_softcapping"))
+            yield self.f32(Keys.LLM.FINAL_LOGIT_SOFTCAPPING, config.positive("final_logit_softcapping"))
         yield self.u32(Keys.Attention.SLIDING_WINDOW, config.count("sliding_window"))
 
 
@@ -233,6 +233,13 @@ class Phi3(Family):
     partial_rotary = True
     had_remote_code = True
 
+    def check(self, config: Config) -> Iterator[str]:
+        yield from super().check(config)
+        if self._rotary_dim(config) < 2 or self._rotary_dim(config) % 2:
+            raise self.rope(config).broken("partial_rotary_factor", f"an even part of {config.head_dim} values")
+        if config.count("original_max_position_embeddings") < 2:  # its logarithm divides
+            raise config.broken("original_max_position_embeddings", "an integer above 1")
+
     def keys(self, config: Config, n_vocab: int) -> Iterator[KeyValue]:
         yield from super().keys(config, n_vocab)
         # 0 tells Phi-4 from the others; llama.cpp does not run a window for any of them.
@@ -247,7 +254,7 @@ class Phi3(Family):
         if rope.kind != "default":
             stretch = config.count("max_position_embeddings") / pretrained
             attention_factor = math.sqrt(1 + math.log(stretch) / math.log(pretrained)) if stretch > 1 else 1.0
-            yield self.f32(Keys.Rope.SCALING_ATTN_FACTOR, rope.number("attention_factor", attention_factor))
+            yield self.f32(Keys.Rope.SCALING_ATTN_FACTOR, rope.positive("attention_factor", attention_factor))
 
     def constants(self, config: Config) -> Iterator[tuple[str, Float32Array]]:
         rope = self.rope(config)
@@ -256,8 +263,8 @@ class Phi3(Family):
         for kind in ("long", "short"):
             factors: Any = rope.values.get(f"{kind}_factor")
             n_factors = self._rotary_dim(config) // 2
-            if not _is_list_of_numbers(factors) or len(factors) != n_factors:
-                raise config.broken("rope_scaling", f"an object whose {kind}_factor is a list of {n_factors} numbers")
+            if not _is_list_of_factors(factors) or len(factors) != n_factors:
+                raise rope.broken(f"{kind}_factor", f"a list of {n_factors} numbers above 0")
             yield f"rope_factors_{kind}.weight", np.array(factors, dtype=np.float32)
 
     def _rotary_dim(self, config: Config) -> int:
@@ -316,7 +323,5 @@ def _warn_about_window(config: Config) -> Iterator[str]:
         yield f"llama.cpp attends to the whole context, the model was trained with a sliding window of {window} tokens"
 
 
-def _is_list_of_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in value
-    )
+def _is_list_of_factors(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) in (int, float) and 0 < n <= FLOAT32_MAX for n in value)

@@ -128,6 +128,8 @@ class Family:
             raise config.broken("num_key_value_heads", f"a divisor of num_attention_heads ({config.n_heads})")
         if config.head_dim % 2:
             raise config.broken("head_dim", "even")
+        if config.number("rms_norm_eps") < 0:
+            raise config.broken("rms_norm_eps", "a number of at least 0")
         rope = self.rope(config)
         if rope.kind == "dynamic":
             yield "rope scaling 'dynamic' is left out; it only acts beyond max_position_embeddings"

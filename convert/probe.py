@@ -1,8 +1,8 @@
-"""Asks stock llama.cpp which tokens it makes of some texts.
+"""Asks stock llama.cpp which tokens it makes of some texts, and llama-cpp-python whether it takes the chat templates.
 
 Run as a process of its own: llama.cpp aborts on some broken vocabularies, and its copy of the vocabulary does not count
-towards the converter's memory. Reads {"path", "texts"} as JSON; prints {"plain", "special"}, the token ids of each text
-without and with special tokens parsed.
+towards the converter's memory. Reads {"path", "texts"} as JSON; prints {"plain", "special", "broken_templates"}: the
+token ids of each text without and with special tokens parsed, and what is wrong with a template by its key.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 LOG_LEVEL_ERROR: Final = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
+TEMPLATE_KEY: Final = "tokenizer.chat_template"
 
 
-def tokenize(path: str, texts: list[str]) -> dict[str, list[list[int]]]:
-    """Token ids of each text, "plain" and "special"; only the vocabulary of the file is loaded.
+def ask(path: str, texts: list[str]) -> dict[str, Any]:
+    """The answer described above; only the vocabulary of the file is loaded.
 
     Raises:
         ValueError: llama.cpp does not load it; says what it says.
@@ -38,8 +40,9 @@ def tokenize(path: str, texts: list[str]) -> dict[str, list[list[int]]]:
         raise ValueError(f"llama.cpp cannot load the vocabulary: {errors[0] if errors else 'no reason given'}")
     vocab = llama_cpp.llama_model_get_vocab(model)
     return {
-        name: [_tokenize(vocab, text, parse_special=special) for text in texts]
-        for name, special in (("plain", False), ("special", True))
+        "plain": [_tokenize(vocab, text, parse_special=False) for text in texts],
+        "special": [_tokenize(vocab, text, parse_special=True) for text in texts],
+        "broken_templates": dict(_broken_templates(model)),
     }
 
 
@@ -55,8 +58,33 @@ def _tokenize(vocab: Any, text: str, *, parse_special: bool) -> list[int]:
     return list(tokens[:n])
 
 
-if __name__ == "__main__":
+def _broken_templates(model: Any) -> Iterator[tuple[str, str]]:
+    """Those at which llama-cpp-python gives up loading the file."""
+    import llama_cpp
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    for i in range(llama_cpp.llama_model_meta_count(model)):
+        key = _text(llama_cpp.llama_model_meta_key_by_index, model, i)
+        if key != TEMPLATE_KEY and not key.startswith(f"{TEMPLATE_KEY}."):
+            continue
+        template = _text(llama_cpp.llama_model_meta_val_str_by_index, model, i)
+        try:
+            Jinja2ChatFormatter(template=template, eos_token="", bos_token="")
+        except Exception as error:  # Jinja compiles a template to Python, which can fail in many ways
+            line = getattr(error, "lineno", None)
+            yield key, f"{f'line {line}: ' if line else ''}{error}"
+
+
+def _text(get: Callable[..., int], *arguments: Any) -> str:
+    """A string of llama.cpp, which says how long it is."""
+    buffer = ctypes.create_string_buffer(get(*arguments, None, 0) + 1)
+    get(*arguments, buffer, len(buffer))
+    return buffer.value.decode(errors="replace")
+
+
+def main() -> None:
+    """Standard input to standard output; exits with what llama.cpp says if it does not load the vocabulary."""
     try:
-        print(json.dumps(tokenize(**json.load(sys.stdin))))
+        print(json.dumps(ask(**json.load(sys.stdin))))
     except ValueError as error:
         sys.exit(str(error))

@@ -19,6 +19,7 @@ Bytes = npt.NDArray[np.uint8]
 SAME_BYTES = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16}
 
 _Q8_0_BLOCK, _Q8_0_TILE = 32, 4096  # blocks that stay in the second-level cache together
+_INFINITY = {Type.F32: ("<u4", 0x7F80_0000), Type.F16: ("<u2", 0x7C00), Type.BF16: ("<u2", 0x7F80)}
 _BROKEN = "a weight is NaN or infinite, or beyond what this type can hold; the checkpoint is broken"
 _SIGN_BIT = np.uint32(0x8000_0000)
 _ALMOST_HALF = np.nextafter(np.float32(0.5), np.float32(0)).view(np.uint32)
@@ -39,8 +40,15 @@ def encode(rows: Array, dtype: str, kind: Type) -> Array:
     """`rows` of a stored dtype (see `rows.READABLE`) as a contiguous array that holds the bytes of ggml type `kind`.
 
     Raises:
-        ConversionError: NaN or Infinity where blocks share a scale, or a value beyond float16's range.
+        ConversionError: NaN or Infinity, or a value beyond the range of `kind`.
     """
+    encoded = _encode(rows, dtype, kind)
+    if kind in _INFINITY:
+        _check_float_bits(encoded, *_INFINITY[kind])
+    return encoded
+
+
+def _encode(rows: Array, dtype: str, kind: Type) -> Array:
     if SAME_BYTES.get(dtype) is kind:
         return np.ascontiguousarray(rows)
     if dtype == "BF16" and kind is Type.F16:
@@ -132,6 +140,17 @@ def _with_gguf(kind: Type) -> Callable[[Float32Array], Array]:
 
 def _check_finite(values: Array) -> None:
     if not np.isfinite(values).all():
+        raise ConversionError(_BROKEN)
+
+
+def _check_float_bits(values: Array, unsigned: str, infinity: int) -> None:
+    """The same by the bits of the floats, since NumPy has no bfloat16, and without a copy.
+
+    Infinity and NaN have the largest bits of all; with the sign bit set, the largest of all unsigned ones.
+    """
+    bits = values.view(unsigned)
+    sign = 1 << (8 * bits.itemsize - 1)
+    if bits.size and (bits.max() >= sign + infinity or bits.view(unsigned.replace("u", "i")).max() >= infinity):
         raise ConversionError(_BROKEN)
 
 

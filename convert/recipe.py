@@ -26,19 +26,25 @@ class TypeRecipe(Protocol):
     def choose(self, tensors: Shapes) -> list[Type]: ...
 
 
-def parse_recipe(outtype: str, quantize: str | None, head: str | None, config: Config, arch: str) -> TypeRecipe:
-    """One type for all matrices (`outtype`) or a mix (`quantize`), with `head` for the output head if given.
+def parse_recipe(
+    outtype: str | None, quantize: str | None, head: str | None, config: Config, arch: str, stored: str = "f16"
+) -> TypeRecipe:
+    """One type for all matrices (`outtype`, else `stored`) or a mix (`quantize`), with `head` for the output head.
 
     Raises:
-        ConversionError: an unknown name, or a mix that needs an importance matrix.
+        ConversionError: an unknown name, a type and a mix, or a mix that needs an importance matrix.
     """
+    if outtype is not None and quantize is not None:
+        raise ConversionError(
+            f"--outtype {shown(outtype)} and --quantize {shown(quantize)} exclude each other: give one"
+        )
     head_type = None if head is None else Type[_known("--head", head, HEAD_TYPES).upper()]
     if quantize is not None:
         if quantize.upper() in NEED_IMPORTANCE:
             raise ConversionError(f"--quantize {quantize} needs an importance matrix; convert, then use llama-quantize")
         mix = MIXES[_known("--quantize", quantize.upper(), tuple(MIXES))]
         return MixRecipe(mix, model_facts(config, arch), head_type or mix.head)
-    recipe = OUTTYPES[_known("--outtype", outtype.lower(), tuple(OUTTYPES))]
+    recipe = OUTTYPES[_known("--outtype", (outtype or stored).lower(), tuple(OUTTYPES))]
     return recipe if head_type is None else replace(recipe, head=head_type)
 
 

@@ -14,77 +14,104 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType, Keys, RopeScalingType
 
-from .config import Config, finite
+from refusal_edge.errors import FormatError
+
+from .config import POSITIVE, Config, finite, positive
 from .gguf_writer import KeyValue
 from .jsonfile import shown
 from .rows import Float32Array
 
+LOCAL_THETA = "rope_local_base_freq"
+PRETRAINED = "original_max_position_embeddings"
 YARN_VALUES = {
-    *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings"),
+    *("rope_type", "type", "rope_theta", LOCAL_THETA, "partial_rotary_factor", "factor", PRETRAINED),
     *("extrapolation_factor", "attention_factor", "beta_fast", "beta_slow"),
 }
 
 
 @dataclass(frozen=True)
 class Rope:
-    """One rotary embedding: its base frequency, the name of its scaling, and that scaling's own values."""
+    """One rotary embedding: the name of its scaling, and its values.
 
-    theta: float
+    `place` is the object in config.json that holds the values; `places` names those that stand elsewhere.
+    """
+
     kind: str
     values: Mapping[str, Any]
-    local_theta: float | None
     config: Config
+    place: str
+    places: Mapping[str, str]
+
+    @property
+    def theta(self) -> float:
+        """The base frequency."""
+        return self.positive("rope_theta")
+
+    @property
+    def local_theta(self) -> float | None:
+        """That of the layers with a sliding window, if they have one of their own."""
+        return None if self.values.get(LOCAL_THETA) is None else self.positive(LOCAL_THETA)
 
     @property
     def partial_rotary_factor(self) -> float:
         """The part of each head that is rotated."""
-        return self.number("partial_rotary_factor", self.config.first("partial_rotary_factor", default=1.0))
+        factor = self.positive("partial_rotary_factor")
+        if factor > 1:
+            raise self.broken("partial_rotary_factor", "a number in (0, 1]")
+        return factor
 
-    def number(self, key: str, default: float | None = None) -> float:
-        value = default if self.values.get(key) is None else self.values[key]
-        return finite(value, lambda: self.config.broken("rope_parameters", f"an object whose {key} is a finite number"))
+    def number(self, key: str) -> float:
+        return finite(self.values.get(key), lambda: self.broken(key, "a finite number"))
 
     def positive(self, key: str, default: float | None = None) -> float:
-        value = self.number(key, default)
-        if value <= 0:
-            raise self.config.broken("rope_parameters", f"an object whose {key} is positive")
-        return value
+        value = default if self.values.get(key) is None else self.values[key]
+        return positive(value, lambda: self.broken(key, POSITIVE))
+
+    def broken(self, key: str, expected: str) -> FormatError:
+        """The error for a value that is not what was `expected`."""
+        return self.config.broken_value(self.places.get(key, f"{self.place}.{key}"), expected, self.values.get(key))
 
 
 def read_rope(config: Config, default_theta: float = 10_000.0, default_local_theta: float | None = None) -> Rope:
     """The rotary embedding of the full-attention layers, plus the base frequency of the local ones if they differ.
 
     Raises:
-        FormatError: a value of the wrong type.
+        FormatError: what should be an object is none.
+        ConversionError: the local layers have a scaling of their own.
     """
-    nested = config.first("rope_parameters", "rope_scaling", default={})
-    if not isinstance(nested, dict):
-        raise config.broken("rope_parameters" if config.get("rope_parameters") else "rope_scaling", "an object")
-    values, local = nested.get("full_attention", nested), nested.get("sliding_attention") or {}
-    if not isinstance(values, dict) or not isinstance(local, dict):
-        raise config.broken("rope_parameters", "an object of objects")
-
-    kind = values.get("rope_type") or values.get("type") or "default"
+    place = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
+    found = config.first(place, default={})
+    if not isinstance(found, dict):
+        raise config.broken(place, "an object")
+    local, local_place = found.get("sliding_attention") or {}, f"{place}.sliding_attention"
+    if "full_attention" in found:
+        found, place = found["full_attention"], f"{place}.full_attention"
+    for value, name in ((found, place), (local, local_place)):
+        if not isinstance(value, dict):
+            raise config.broken_value(name, "an object", value)
+    kind = found.get("rope_type") or found.get("type") or "default"
     if not isinstance(kind, str):
-        raise config.broken("rope_parameters", "an object whose rope_type is a string")
+        raise config.broken_value(f"{place}.rope_type", "a string", kind)
     if local.get("rope_type", "default") != "default":
         raise config.unsupported("rope scaling of the sliding-window layers is not implemented in llama.cpp")
+
+    values = {**found, LOCAL_THETA: local.get("rope_theta")}
+    places = {LOCAL_THETA: f"{local_place}.rope_theta"}
+
+    def look_above(key: str, *names: str, default: float | None = None) -> None:
+        """Takes a value that the object does not have from one of the `names` at the top of config.json."""
+        if values.get(key) is None:
+            places[key] = next((name for name in names if config.get(name) is not None), names[0])
+            values[key] = config.first(places[key], default=default)
+
+    look_above("rope_theta", "rope_theta", default=default_theta)
+    look_above(LOCAL_THETA, LOCAL_THETA, default=default_local_theta)
+    look_above("partial_rotary_factor", "partial_rotary_factor", default=1.0)
     if kind.lower() in ("llama3", "yarn", "longrope", "su"):
-        pretrained = values.get("original_max_position_embeddings") or config.get("max_position_embeddings")
-        pretrained = config.first("original_max_position_embeddings", default=pretrained)
-        values = {**values, "original_max_position_embeddings": pretrained}
-
-    def theta(given: Any, *keys: str, default: float | None) -> Any:
-        value = config.first(*keys, default=default) if given is None else given
-        return value if value is None else finite(value, lambda: config.broken(keys[0], "a finite number"))
-
-    return Rope(
-        theta=theta(values.get("rope_theta"), "rope_theta", default=default_theta),
-        local_theta=theta(local.get("rope_theta"), "rope_local_base_freq", default=default_local_theta),
-        kind=kind.lower(),
-        values=values,
-        config=config,
-    )
+        if config.get(PRETRAINED) is not None:
+            values[PRETRAINED] = None  # the one at the top wins
+        look_above(PRETRAINED, PRETRAINED, "max_position_embeddings")
+    return Rope(kind.lower(), values, config, place, places)
 
 
 def scaling_keys(rope: Rope, arch: str) -> Iterator[KeyValue]:
@@ -103,7 +130,7 @@ def scaling_keys(rope: Rope, arch: str) -> Iterator[KeyValue]:
             raise rope.config.unsupported(f"yarn with {shown(extra[0])} is not implemented in llama.cpp")
         yield KeyValue(key.SCALING_TYPE.format(arch=arch), RopeScalingType.YARN.value, GGUFValueType.STRING)
         yield KeyValue(key.SCALING_FACTOR.format(arch=arch), rope.positive("factor"), GGUFValueType.FLOAT32)
-        pretrained = int(rope.positive("original_max_position_embeddings"))
+        pretrained = int(rope.positive(PRETRAINED))
         yield KeyValue(key.SCALING_ORIG_CTX_LEN.format(arch=arch), pretrained, GGUFValueType.UINT32)
         for name, template in (
             ("extrapolation_factor", key.SCALING_YARN_EXT_FACTOR),
@@ -112,7 +139,8 @@ def scaling_keys(rope: Rope, arch: str) -> Iterator[KeyValue]:
             ("beta_slow", key.SCALING_YARN_BETA_SLOW),
         ):
             if rope.values.get(name) is not None:
-                yield KeyValue(template.format(arch=arch), rope.number(name), GGUFValueType.FLOAT32)
+                number = rope.number(name) if name == "extrapolation_factor" else rope.positive(name)
+                yield KeyValue(template.format(arch=arch), number, GGUFValueType.FLOAT32)
 
 
 def llama3_factors(rope: Rope, head_dim: int) -> Float32Array:
@@ -125,9 +153,9 @@ def llama3_factors(rope: Rope, head_dim: int) -> Float32Array:
         rope.positive("low_freq_factor", 1.0),
         rope.positive("high_freq_factor", 4.0),
     )
-    pretrained = rope.positive("original_max_position_embeddings", 8192)
+    pretrained = rope.positive(PRETRAINED, 8192)
     if low >= high:
-        raise rope.config.broken("rope_parameters", "an object with low_freq_factor < high_freq_factor")
+        raise rope.broken("low_freq_factor", f"below high_freq_factor ({high:g})")
     # Float32, operation by operation as in the converter whose bytes these must equal; but for the power, which in
     # NumPy's float32 varies with the processor. Torch divides by taking the reciprocal first.
     one, exponents = np.float32(1), np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)

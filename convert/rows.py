@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from refusal_edge.errors import FormatError
 
+from .named_errors import naming
 from .safetensors import StoredTensor
 
 Array = npt.NDArray[Any]
@@ -54,17 +55,19 @@ class OpenFiles:
 
         Raises:
             FormatError: the file has become shorter since its header was read.
+            OSError: the disk cannot read it.
         """
         with self._lock:
             if path not in self._descriptors:
                 self._descriptors[path] = os.open(path, os.O_RDONLY)
             descriptor = self._descriptors[path]
-        data = os.pread(descriptor, n_bytes, offset)
-        while len(data) < n_bytes:
-            more = os.pread(descriptor, n_bytes - len(data), offset + len(data))
-            if not more:
-                raise FormatError(f"{path}: ended at byte {offset + len(data)} while it was being read")
-            data += more
+        with naming(path):
+            data = os.pread(descriptor, n_bytes, offset)
+            while len(data) < n_bytes:
+                more = os.pread(descriptor, n_bytes - len(data), offset + len(data))
+                if not more:
+                    raise FormatError(f"{path}: ended at byte {offset + len(data)} while it was being read")
+                data += more
         return data
 
     def kept(self, rows: Rows) -> Float32Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,18 +122,32 @@ def _check_tiling(tensors: Iterable[StoredTensor], data_start: int, file_bytes: 
 def read_weights(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the checkpoint in `folder`: one `model.safetensors`, or shards with or without their index.
 
+    Where both are there, the single file is read, as transformers does (`other_weights` says so).
+
     Raises:
         FormatError: no safetensors, a missing or broken shard, an index that points outside `folder` or does not
             name every tensor exactly once.
     """
-    if (folder / INDEX_FILE).is_file():
-        return _read_indexed(folder)
     if (folder / SINGLE_FILE).is_file():
         return read_header(folder / SINGLE_FILE)
+    if (folder / INDEX_FILE).is_file():
+        return _read_indexed(folder)
     shards = sorted(entry.name for entry in folder.iterdir() if SHARD_NAME.fullmatch(entry.name))
     if shards:
         return _read_unindexed(folder, shards)
     raise FormatError(_nothing_to_read(folder))
+
+
+def other_weights(folder: Path) -> Iterator[str]:
+    """Yields a warning if there are shards, or an index of some, that `read_weights` does not look at."""
+    if not (folder / SINGLE_FILE).is_file():
+        return
+    names = (entry.name for entry in folder.iterdir())
+    if others := sorted(name for name in names if name == INDEX_FILE or SHARD_NAME.fullmatch(name)):
+        yield (
+            f"{SINGLE_FILE} is converted, as transformers would load it; {_some(others)} beside it "
+            "belongs to other weights: remove what is old"
+        )
 
 
 def _read_indexed(folder: Path) -> dict[str, StoredTensor]:

@@ -33,6 +33,10 @@ def main(argv: list[str]) -> int:
     environment, extras = Path(argv[1]), f"[{argv[2]}]" if len(argv) == 3 else ""
     python = environment / "bin" / "python"
     if not python.exists():
+        if not may_be_cleared(environment):
+            return fail(
+                f"{environment} exists and is no virtual environment (it has no pyvenv.cfg); choose another VENV"
+            )
         say(f"Creating {environment}")
         try:
             venv.create(environment, with_pip=True, clear=environment.exists())
@@ -49,6 +53,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def may_be_cleared(environment: Path) -> bool:
+    """Whether nothing of value can be lost: nothing there, an empty folder, or what is left of an environment."""
+    if not os.path.lexists(environment):
+        return True
+    return environment.is_dir() and ((environment / "pyvenv.cfg").is_file() or not any(environment.iterdir()))
+
+
 def dependencies() -> list[str]:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if line.startswith("dependencies"))
@@ -57,12 +68,12 @@ def dependencies() -> list[str]:
 
 def is_installed(python: Path, module: str) -> bool:
     probe = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
-    return subprocess.run([str(python), "-c", probe], check=False).returncode == 0
+    return subprocess.run([str(python), "-I", "-c", probe], check=False).returncode == 0
 
 
 def pip(python: Path, *arguments: str) -> int:
     """Runs `pip install`; shows compile steps as one progress line, and the last lines of its log if it fails."""
-    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+    command = [str(python), "-I", "-m", "pip", "install", "--disable-pip-version-check", *arguments]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", cwd=ROOT
     )

@@ -10,8 +10,9 @@ from refusal_edge.byte_level import sealed_text
 from refusal_edge.errors import ConversionError
 from refusal_edge.gguf_file import GGUFArray, GGUFFile
 
-from .model import AddedToken, Vocab
+from .model import SPELLING, AddedToken, Vocab
 
+_ROLES = {spelling: role for role, spelling in SPELLING.items()}
 _SPACE_AS_BYTE = "Ġ".encode()
 
 
@@ -43,7 +44,17 @@ def vocab_from_gguf(file: GGUFFile, known: tuple[int, ...] = ()) -> Vocab:
             for i, kind in enumerate(kinds)
             if kind in (TokenType.CONTROL, TokenType.USER_DEFINED) or i in known
         ],
+        special_ids=_special_ids(file),
     )
+
+
+def _special_ids(file: GGUFFile) -> dict[str, int]:
+    ids = {}
+    for key, value in file.kv.items():
+        name = key.removeprefix("tokenizer.ggml.").removesuffix("_token_id")
+        if key == f"tokenizer.ggml.{name}_token_id" and isinstance(value, int):
+            ids[_ROLES.get(name, name)] = value
+    return ids
 
 
 def can_seal(file: GGUFFile) -> bool:

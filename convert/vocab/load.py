@@ -43,6 +43,9 @@ def load_vocab(src: Path, config: Mapping[str, Any], n_rows: int, *, arch: str, 
     rows.check_size(src)
     if not bpe:
         sentencepiece.check_bytes(rows, src)
+    merges = byte_level.merges(files) if bpe else None
+    if merges == []:
+        raise files.broken("tokenizer.json", "model.merges is empty, which llama.cpp does not load")
     ids = {text.decode(errors="replace"): i for i, text in reversed(list(enumerate(rows.tokens)))}
     ids |= {token.content: token.id for token in added.values()}
     special = specials.find(files, config, ids, n_rows)
@@ -53,7 +56,7 @@ def load_vocab(src: Path, config: Mapping[str, Any], n_rows: int, *, arch: str, 
         tokens=rows.tokens,
         types=rows.types,
         scores=None if bpe else rows.scores,
-        merges=byte_level.merges(files) if bpe else None,
+        merges=merges,
         added=list(added.values()),
         special_ids=special.ids,
         add_special=special.add,

@@ -75,7 +75,7 @@ class Vocab:
         if self.merges:
             yield _array(names.MERGES, self.merges, text)
         for role, token_id in self.special_ids.items():
-            yield KeyValue(f"tokenizer.ggml.{_SPELLING.get(role, role)}_token_id", token_id, uint)
+            yield KeyValue(f"tokenizer.ggml.{SPELLING.get(role, role)}_token_id", token_id, uint)
         for role, value in self.add_special.items():
             yield KeyValue(f"tokenizer.ggml.add_{role}_token", value, flag)
         yield from self._templates()
@@ -90,7 +90,7 @@ class Vocab:
             yield KeyValue(Keys.Tokenizer.CHAT_TEMPLATE, self.chat_templates["default"], GGUFValueType.STRING)
 
 
-_SPELLING = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # as the format spells them
+SPELLING = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # as the format spells them
 
 
 def _array(key: str, values: Any, element: GGUFValueType) -> KeyValue:

@@ -19,6 +19,12 @@ TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", "[
 KNOWN_ENDS = frozenset(
     {*TURN_ENDS, "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<｜end▁of▁sentence｜>"}
 )
+TURN_STARTS = frozenset(  # and what stands around the name of a role
+    {
+        *("<|start_header_id|>", "<|end_header_id|>", "<|im_start|>", "<|start_of_role|>", "<|end_of_role|>"),
+        *("<start_of_turn>", "<|system|>", "<|user|>", "<|assistant|>", "[INST]", "[/INST]"),
+    }
+)
 
 
 @dataclass

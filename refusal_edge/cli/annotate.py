@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             dry_run=args.dry_run,
             progress=progress,
         )
-    print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if args.json else _describe(report))
+    print(json.dumps(report.to_dict(), indent=2) if args.json else _describe(report))
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from refusal_edge.cli import common, terminal
-from refusal_edge.errors import RefusalEdgeError
+from refusal_edge.errors import PromptTooLongError, RefusalEdgeError
 
 if TYPE_CHECKING:
     from refusal_edge.llama import Llama
@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
                 messages.append(_answer(llm, messages, args))
             except RefusalEdgeError as error:  # one bad turn does not end the conversation
                 messages.pop()
-                terminal.warn(str(error))
+                too_long = isinstance(error, PromptTooLongError)
+                terminal.warn(f"{error}; /reset forgets the conversation" if too_long else str(error))
     return 0
 
 
@@ -64,6 +65,8 @@ def _read(interactive: bool) -> str | None:
         return input("\n> " if interactive else "").strip()
     except EOFError:
         return None
+    except UnicodeDecodeError as error:
+        raise common.not_text(error) from None
 
 
 def _command(llm: Llama, line: str) -> None:

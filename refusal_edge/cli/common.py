@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from refusal_edge.cli import terminal
 from refusal_edge.decision import Decision
-from refusal_edge.errors import InvalidPolicyError, InvalidRequestError
-from refusal_edge.policy import ControlValue, control_value
+from refusal_edge.errors import InvalidPolicyError, InvalidRequestError, MetadataError, RefusalEdgeError
+from refusal_edge.policy import ControlValue, Policy, control_value
 
 if TYPE_CHECKING:
     from refusal_edge.calibrate import ScoreTable
     from refusal_edge.llama import Llama
+
+MAX_THREADS: Final = 512
+"""ggml.h: GGML_MAX_N_THREADS."""
 
 
 def add_context_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +30,8 @@ def add_context_arguments(parser: argparse.ArgumentParser) -> None:
         "--n-ctx", type=whole_number, default=0, metavar="N", help="context length (default: the model's own)"
     )
     parser.add_argument("--n-gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU (-1: all)")
-    parser.add_argument("--threads", type=whole_number, metavar="N", help="threads (default: llama-cpp-python's)")
+    parser.add_argument("--threads", type=thread_count, metavar="N", help="threads (default: llama-cpp-python's)")
+    parser.add_argument("--verbose", action="store_true", help="show what llama.cpp says while it loads the model")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +54,51 @@ def whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 10 or int(text) >= 2**31:
         raise argparse.ArgumentTypeError(f"expected a whole number in [0, {2**31 - 1}], got {text!r}")
     return int(text)
+
+
+def thread_count(text: str) -> int:
+    """An argparse type: what llama.cpp can run at all."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:10]) <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"expected a number of threads in [1, {MAX_THREADS}], got {text!r}")
+    return int(text)
+
+
+def read_standard_input() -> str:
+    """All of it.
+
+    Raises:
+        InvalidRequestError: it is empty, closed, or no text.
+    """
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise not_text(error) from None
+    if not text:
+        raise InvalidRequestError("standard input: expected text, got none")
+    return text
+
+
+def not_text(error: UnicodeDecodeError) -> InvalidRequestError:
+    """What to say of bytes on standard input that are no text."""
+    byte = error.object[error.start]
+    return InvalidRequestError(f"standard input: expected {error.encoding} text, got the byte 0x{byte:02x}")
+
+
+def isa_problem() -> str | None:
+    """What is wrong with REFUSAL_EDGE_ISA, if something is."""
+    from refusal_edge import _native
+
+    available = [name for name in _native.isa_names() if _native.isa_available(name)]
+    if _native.isa_active() in available:
+        return None
+    got = os.environ.get("REFUSAL_EDGE_ISA")
+    return f"REFUSAL_EDGE_ISA: expected one of {', '.join(available)} (what this machine can run), got {got!r}"
+
+
+def check_isa() -> None:
+    """Raises RefusalEdgeError if REFUSAL_EDGE_ISA names what cannot run: nothing could be decided."""
+    if (problem := isa_problem()) is not None:
+        raise RefusalEdgeError(problem)
 
 
 def parse_thresholds(items: Sequence[str]) -> dict[str, ControlValue]:
@@ -73,8 +124,14 @@ def open_model(path: str, args: argparse.Namespace) -> Llama:
     """The model with its own policy, loaded as `add_context_arguments` says."""
     from refusal_edge import Llama
 
+    check_isa()
     threads = {"n_threads": args.threads, "n_threads_batch": args.threads}
-    return Llama(path, n_ctx=args.n_ctx, n_gpu_layers=args.n_gpu_layers, verbose=False, **threads)
+    try:
+        return Llama(path, n_ctx=args.n_ctx, n_gpu_layers=args.n_gpu_layers, verbose=args.verbose, **threads)
+    except MetadataError as error:
+        if path in str(error):
+            raise
+        raise MetadataError(f"{path}: {error}") from None
 
 
 def load(args: argparse.Namespace) -> Llama:
@@ -130,8 +187,16 @@ def rows_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def load_scores(model: str, data: Path, args: argparse.Namespace) -> ScoreTable:
+def load_scores(
+    model: str, data: Path, args: argparse.Namespace, *, policy: Policy | None = None, unlabelled: bool = False
+) -> ScoreTable:
     """The scores of `data` by `model`: read, if `data` is a scores file (of these weights), else computed and not kept.
+
+    Says which rows are not among them.
+
+    Args:
+        policy: to score under, in place of the model's own.
+        unlabelled: keep the rows without a label.
 
     Raises:
         InvalidRequestError: scores of another model, or bad rows (`args.skip_bad` leaves these out).
@@ -141,14 +206,30 @@ def load_scores(model: str, data: Path, args: argparse.Namespace) -> ScoreTable:
     from refusal_edge.calibrate.scorefile import is_scores_file
 
     if is_scores_file(data):
-        table = read_scores(data)
+        table = read_scores(data, unlabelled=unlabelled)
         if table.header.weights_sha256 != scoring.weights_sha256(model):
             raise InvalidRequestError(f"{data}: scores of another model ({table.header.model}); score {model} first")
+        warn_of_unused(table)
         return table
     llm = open_model(model, args)
+    if policy is not None:
+        llm.policy = policy
     rows = DataFile.check(data, list(llm.policy.thresholds), skip_bad=args.skip_bad)
     with tempfile.TemporaryDirectory() as folder, rows_bar("scoring") as progress:
         scores = Path(folder) / "scores.jsonl"
         scoring.score_file(llm, rows, scores, skip_bad=args.skip_bad, progress=progress)
         llm.close()
-        return read_scores(scores)
+        table = read_scores(scores, unlabelled=unlabelled)
+    warn_of_unused(table)
+    return table
+
+
+def warn_of_unused(table: ScoreTable) -> None:
+    """Says on standard error which rows of the data are not in the table, and why."""
+    if table.skipped:
+        line, reason = next(iter(table.skipped.items()))
+        terminal.warn(
+            f"{table.header.dataset}: {len(table.skipped)} bad rows left out, the first on line {line}: {reason}"
+        )
+    if table.n_unlabelled:
+        terminal.warn(f"{table.header.dataset}: {table.n_unlabelled} rows left out: they have no label")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from refusal_edge.cli import common
 
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     llm = common.load(args)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = common.read_standard_input() if args.prompt == "-" else args.prompt
     messages = [{"role": "system", "content": args.system}] if args.system else []
     decision = llm.decide([*messages, {"role": "user", "content": prompt}])
     if args.json:

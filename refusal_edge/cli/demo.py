@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusal_edge.cli import terminal
+from refusal_edge.cli import common, terminal
 
 if TYPE_CHECKING:
     from refusal_edge.demo import Answer
@@ -21,6 +21,9 @@ SUMMARY = "convert the embedded demo model and ask it under three policies"
 EXAMPLES = """  refusal-edge demo
   refusal-edge demo --keep demo.gguf   # keep the converted file, then: refusal-edge chat demo.gguf
   refusal-edge demo --json"""
+
+LEAST_TEXT = 40
+"""Columns for an answer; with less beside the decision, it goes below."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from refusal_edge import Llama, demo
     from refusal_edge.convert import convert
 
+    common.check_isa()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         path = args.keep or Path(folder) / "demo.gguf"
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     print(_policy_table(demo.policies(policy)))
     for number, (prompt, group) in enumerate(answers.items(), 1):
         print(f"\n{number}. {prompt}\n{_block(group, policy)}")
-    print(f"\n{_closing(args.keep)}  ({time.monotonic() - started:.1f} s in all)")
+    print(f"\n{time.monotonic() - started:.1f} s in all. {_closing(args.keep)}")
     return 0
 
 
@@ -61,12 +65,15 @@ def _policy_table(policies: dict[str, Policy]) -> str:
     """Rows: categories. Columns: the control value under each policy."""
 
     def shown(value: float | str) -> str:
-        return value if isinstance(value, str) else f"refuse at >= {terminal.number(value)}"
+        return value if isinstance(value, str) else f">= {terminal.number(value)}"
 
-    columns = [list(map(shown, p.thresholds.values())) for p in policies.values()]
-    names = [f"{c.id}" for c in next(iter(policies.values())).categories]
-    titles = [c.title for c in next(iter(policies.values())).categories]
-    return terminal.table(list(zip(names, titles, *columns)), header=["category", "meaning", *policies])
+    categories = next(iter(policies.values())).categories
+    columns = [[c.id for c in categories], [c.title for c in categories]]
+    columns += [list(map(shown, p.thresholds.values())) for p in policies.values()]
+    table = terminal.table(list(zip(*columns)), header=["category", "meaning", *policies])
+    key = "model: as the model would; off: never refuse; >= 0.02: refuse at that score"
+    lines = textwrap.wrap(key, terminal.columns() - 1, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join([table, "", *lines])
 
 
 def _block(answers: list[Answer], policy: Policy) -> str:
@@ -75,21 +82,27 @@ def _block(answers: list[Answer], policy: Policy) -> str:
     scores = {**first.scores, "respond": first.respond_score}
     name_width = max(map(len, scores))
     left = [f"{name:<{name_width}} {terminal.bar(q, 10)} {q:4.2f}" for name, q in scores.items()]
-    room = max(30, terminal.columns() - len(left[0]) - 42)
+    room = terminal.columns() - len(f"   {left[0]} │ ") - 1
     right = [line for answer in answers for line in _verdict(answer, room)]
     rows = itertools.zip_longest(left, right, fillvalue="")
     return "\n".join(f"   {terminal.pad(a, len(left[0]))} │ {b}".rstrip() for a, b in rows)
 
 
 def _verdict(answer: Answer, room: int) -> list[str]:
+    """The decision and, beside it or else below, the beginning of the answer, in `room` columns."""
     decision = answer.decision
     word = f"refuse: {decision.category}" if decision.refused else decision.outcome.replace("_", " ")
-    text = textwrap.wrap(terminal.printable(answer.text), room, max_lines=2, placeholder=" ...") or [""]
     head = f"{answer.policy_name:<10}  {word:<21}  "
-    return [head + text[0], *(" " * len(head) + line for line in text[1:])]
+    beside = room - len(head) >= LEAST_TEXT
+    indent = " " * (len(head) if beside else 2)
+    width = max(room - len(indent), LEAST_TEXT)
+    text = textwrap.wrap(terminal.printable(answer.text), width, max_lines=2, placeholder=" ...") or [""]
+    lines = [indent + line for line in text]
+    return [head + text[0], *lines[1:]] if beside else [head.rstrip(), *lines]
 
 
 def _closing(kept: Path | None) -> str:
+    program = terminal.program()
     if kept:
-        return f"Kept as {kept}. Next: refusal-edge chat {kept}"
-    return "Next: refusal-edge demo --keep demo.gguf && refusal-edge chat demo.gguf"
+        return f"Kept as {kept}. Next:\n  {program} chat {kept}"
+    return f"Next:\n  {program} demo --keep demo.gguf\n  {program} chat demo.gguf"

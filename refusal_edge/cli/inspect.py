@@ -7,15 +7,17 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from refusal_edge.byte_level import sealed_text
 from refusal_edge.cli import terminal
+from refusal_edge.errors import FormatError, MetadataError
 from refusal_edge.gguf_file import GGUFArray, GGUFFile, read_gguf
 from refusal_edge.gguf_verify import Verification
-from refusal_edge.keys import Stamp, is_stamped
+from refusal_edge.keys import PREFIX, Stamp, is_stamped
 from refusal_edge.policy import ControlValue
 
 SUMMARY = "show a GGUF file: model, vocabulary, control tokens, policy, calibration"
@@ -30,6 +32,9 @@ REACHED_BY: Final = {
     "text": "any text",
     None: "not tested",
 }
+REACHABLE_BY_TYPE: Final = {"control": "special", "user-defined": "text"}
+"""What llama.cpp makes of a type, whatever the file claims; the text of a normal token may be out of reach, or not."""
+TYPES_OF_CLAIM: Final[dict[str | None, str]] = {"sealed": "normal", "control": "control", "user": "user-defined"}
 
 RULES: Final = {
     "threshold": "where a score reaches its category's threshold; the highest such score names the category",
@@ -57,12 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.file.exists() and not args.file.is_file():
+        raise FormatError(f"{args.file}: not a regular file; give the name of a GGUF file")  # a pipe has no end
     with read_gguf(args.file) as file:
         facts = collect(file)
         verification = _verified(file) if args.verify else None
     if verification is not None:
         facts["verification"] = {**asdict(verification), "sound": not verification.problems}
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else screen(facts))
+    print(json.dumps(facts, indent=2) if args.json else screen(facts))
     return 1 if verification is not None and verification.problems else 0
 
 
@@ -82,7 +89,8 @@ def collect(file: GGUFFile) -> dict[str, Any]:
     Raises:
         MetadataError: the file has refusal_edge.* keys that are broken.
     """
-    stamp = Stamp.from_kv(file.kv, file.n_vocab()) if is_stamped(file.kv) else None
+    stamp = _stamp(file)
+    control = _control_tokens(file, stamp) if stamp else None
     return {
         "path": str(file.path),
         "n_bytes": os.path.getsize(file.path),
@@ -90,12 +98,47 @@ def collect(file: GGUFFile) -> dict[str, Any]:
         "model": _model(file),
         "vocabulary": _vocabulary(file),
         "chat_template": _chat_template(file),
-        "control_tokens": _control_tokens(file, stamp) if stamp else None,
+        "control_tokens": control,
         "policy": stamp.policy.to_dict() if stamp else None,
         "token_type": stamp.token_type if stamp else None,
-        "reachable": stamp.reachable if stamp else None,
+        "reachable": _worst(token["reachable"] for token in control) if control else None,
         "calibration": stamp.calibration if stamp else None,
+        "false_claim": _false_claim(file, control) if control else None,
     }
+
+
+def _stamp(file: GGUFFile) -> Stamp | None:
+    if not is_stamped(file.kv):
+        ours = next((key for key in file.kv if key.startswith(PREFIX)), None)
+        if ours is None:
+            return None
+        raise MetadataError(
+            f"{file.path}: has {ours} but no {PREFIX}version: stamp it again with `refusal-edge annotate`"
+        )
+    try:
+        return Stamp.from_kv(file.kv, file.n_vocab())
+    except MetadataError as error:
+        raise MetadataError(f"{file.path}: {error}") from None
+
+
+def _worst(reachable: Iterable[str | None]) -> str | None:
+    """The most reachable of them; None where one was not tested and none is known to be reachable."""
+    ways = set(reachable)
+    return next((way for way in ("text", "special", None, "never") if way in ways), None)
+
+
+def _false_claim(file: GGUFFile, control: list[dict[str, Any]]) -> str | None:
+    """Where the keys say something else than the types of the tokens, which are what counts."""
+    claimed = {name: file.text(PREFIX + name) for name in ("token_type", "reachable")}
+    for token in control:
+        kind, reached = token["type"], token["reachable"]
+        if kind is None or (
+            TYPES_OF_CLAIM.get(claimed["token_type"], kind) == kind and claimed["reachable"] in (reached, None)
+        ):
+            continue
+        said = " and ".join(f"{name} {value!r}" for name, value in claimed.items() if value is not None)
+        return f"the file says {said}, but token {token['id']} is {kind}: {REACHED_BY[reached]} becomes it"
+    return None
 
 
 def _model(file: GGUFFile) -> dict[str, Any]:
@@ -159,20 +202,25 @@ def _control_tokens(file: GGUFFile, stamp: Stamp) -> list[dict[str, Any]]:
     kinds = types.take(ids) if isinstance(types, GGUFArray) else {}
     model = file.text("tokenizer.ggml.model")
 
-    def text(piece: bytes) -> str:
-        return sealed_text(piece, model) if stamp.token_type == "sealed" else piece.decode(errors="replace")
+    def text(piece: bytes, kind: str | None) -> str:
+        is_sealed = stamp.token_type == "sealed" and kind in ("normal", None)
+        return sealed_text(piece, model) if is_sealed else piece.decode(errors="replace")
 
-    return [
-        {
-            "role": role,
-            "title": title,
-            "id": token_id,
-            "text": text(raw[token_id]) if token_id in raw else None,
-            "type": TOKEN_TYPES.get(kinds[token_id], "undefined") if token_id in kinds else None,
-            "threshold": threshold,
-        }
-        for role, title, token_id, threshold in roles
-    ]
+    control = []
+    for role, title, token_id, threshold in roles:
+        kind = TOKEN_TYPES.get(kinds[token_id], "undefined") if token_id in kinds else None
+        control.append(
+            {
+                "role": role,
+                "title": title,
+                "id": token_id,
+                "text": text(raw[token_id], kind) if token_id in raw else None,
+                "type": kind,
+                "reachable": _worst((REACHABLE_BY_TYPE.get(kind or "", "never"), stamp.reachable)),
+                "threshold": threshold,
+            }
+        )
+    return control
 
 
 def screen(facts: dict[str, Any]) -> str:
@@ -185,6 +233,7 @@ def screen(facts: dict[str, Any]) -> str:
         )
     else:
         parts += [_control_table(facts), terminal.table(_policy_rows(facts))]
+        parts += [f"warning: {facts['false_claim']}"] if facts["false_claim"] else []
     if "verification" in facts:
         parts.append(_verification_text(facts["verification"]))
     return "\n\n".join(parts)
@@ -235,9 +284,11 @@ def _token(token: dict[str, Any]) -> str:
 
 
 def _control_table(facts: dict[str, Any]) -> str:
-    reached = REACHED_BY[facts["reachable"]]
     rows = [
-        [t["role"], str(t["id"]), _quoted(t["text"]), _type(t, facts), reached, terminal.number(t["threshold"])]
+        [
+            *(t["role"], str(t["id"]), _quoted(t["text"]), _type(t, facts), REACHED_BY[t["reachable"]]),
+            terminal.number(t["threshold"]),
+        ]
         for t in facts["control_tokens"]
     ]
     header = ["role", "id", "exact text", "type", "reached by", "threshold"]

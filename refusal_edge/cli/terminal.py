@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
+
+FLAGS = {
+    "n_ctx": "--n-ctx",
+    "n_gpu_layers": "--n-gpu-layers",
+    "n_threads": "--threads",
+    "verbose=True": "--verbose",
+}
+"""Arguments of the Python API, which its errors name, as the command line calls them."""
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def warn(message: str) -> None:
     """One line on standard error, so that standard output stays clean for machines."""
-    print(f"warning: {printable(message)}", file=sys.stderr)
+    print(f"warning: {printable(in_flags(message))}", file=sys.stderr)
 
 
 def bar(fraction: float, width: int = 12) -> str:
@@ -57,6 +67,20 @@ def columns(default: int = 100) -> int:
 def printable(text: str) -> str:
     """`text` on one line with control characters escaped: untrusted text must not drive the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def in_flags(text: str) -> str:
+    """An error of the Python API for somebody who typed a command."""
+    return re.sub(rf"(?<![\w-])({'|'.join(FLAGS)})\b", lambda match: FLAGS[match[1]], text)
+
+
+def program() -> str:
+    """What to type to run this program again: its name, or its path where the shell does not find the name."""
+    path = sys.argv[0]
+    if os.path.basename(path) != "refusal-edge":
+        return "refusal-edge"
+    found = shutil.which("refusal-edge")
+    return "refusal-edge" if found and os.path.exists(path) and os.path.samefile(found, path) else path
 
 
 def _can_show(character: str) -> bool:

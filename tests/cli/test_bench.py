@@ -24,7 +24,7 @@ def test_a_short_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert document["not_measured"].startswith("Not measured")
     assert document["environment"].keys() == {"machine", "instruction sets", "versions", "measured"}
     rows = document["rows"]
-    assert {row["logits"].split()[1] for row in rows} == {"flat", "peaked", "recorded"}
+    assert {row["logits"].split()[1] for row in rows} == {"flat", "peaked", "resampled", "recorded"}
     assert {row["isa"] for row in rows} <= {BEST}
     judged = [row for row in rows if row["met"] is not None]
     assert {row["contender"] for row in judged} == ({"np.max"} if BEST != "serial" else set())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,11 +31,12 @@ def test_demo_shows_every_prompt_under_every_policy(capsys: pytest.CaptureFixtur
     assert len(outcomes) >= 3, "the three policies must be seen to differ"
 
 
-def test_demo_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "110")
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_demo_screen(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     screen = run(capsys, "demo")
     assert all(prompt in screen for prompt in demo.PROMPTS)
-    assert max(map(len, screen.splitlines())) <= 110
+    assert max(map(len, screen.splitlines())) < columns
 
 
 def test_demo_keeps_an_existing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,19 +94,71 @@ def test_chat_streams_and_takes_commands(
     assert " [respond]" not in captured.out
 
 
+def test_a_conversation_that_is_too_long_can_be_reset(
+    demo_gguf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["Hi! " * 200, "/reset", "Hi!"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    assert cli.main(["chat", str(demo_gguf), "--n-ctx", "64", "--max-tokens", "4"]) == 0
+    captured = capsys.readouterr()
+    assert "--n-ctx; /reset forgets the conversation" in captured.err
+    assert captured.out.strip()
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads(run(capsys, "doctor", "--json"))
     assert facts["sampler"] == "bound"
     assert facts["instruction set in use"] in facts["instruction sets"]
     assert "serial" in facts["instruction sets"]
+    assert "ggml" in facts["llama.cpp build"]
+    assert any(device.startswith("CPU") for device in facts["devices"])
 
 
-@pytest.mark.parametrize("argv", [["--n-ctx", "-5"], ["--n-ctx", "10000000000000"], ["--threads", "x"]])
-def test_numbers_out_of_range_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_says_unknown_where_llama_cpp_does_not_say(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Old:
+        """A library without any of these functions."""
+
+        def __getitem__(self, name: str) -> None:
+            raise AttributeError(name)
+
+    monkeypatch.setattr("refusal_edge.host.bind", lambda: None)
+    monkeypatch.setattr("llama_cpp.llama_cpp._lib", Old())
+    facts = json.loads(run(capsys, "doctor", "--json"))
+    assert facts["llama.cpp build"] == "unknown, ggml unknown (commit unknown)"
+    assert facts["devices"] == ["unknown"]
+
+
+@pytest.mark.parametrize("argv", [["doctor"], ["decide", "MODEL", "Hi"], ["demo"]])
+def test_an_unknown_instruction_set_is_named(argv: list[str], demo_gguf: Path) -> None:
+    code = "import sys; from refusal_edge.cli import main; sys.exit(main(sys.argv[1:]))"
+    argv = [str(demo_gguf) if argument == "MODEL" else argument for argument in argv]
+    environment = {**os.environ, "REFUSAL_EDGE_ISA": "foo"}
+    done = subprocess.run([sys.executable, "-c", code, *argv], env=environment, capture_output=True, text=True)
+    assert done.returncode in (1, cli.EXIT_BAD_INPUT)
+    assert "REFUSAL_EDGE_ISA: expected one of serial" in done.stdout + done.stderr
+    assert "got 'foo'" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--n-ctx", "-5", "expected a whole number in [0, 2147483647]"),
+        ("--n-ctx", "10000000000000", "expected a whole number"),
+        ("--threads", "x", "expected a number of threads in [1, 512], got 'x'"),
+        ("--threads", "0", "[1, 512]"),
+        ("--threads", "513", "[1, 512]"),
+        ("--threads", "1000000000000", "[1, 512]"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    flag: str, value: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.main(["decide", "model.gguf", "Hi", *argv])
+        cli.main(["decide", "model.gguf", "Hi", flag, value])
     assert stop.value.code == cli.EXIT_BAD_INPUT
-    assert "expected a whole number" in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_doctor_fails_where_decisions_would(

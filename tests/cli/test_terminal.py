@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from refusal_edge.cli import common, terminal
@@ -32,3 +34,21 @@ def test_thresholds_out_of_range_are_refused(item: str) -> None:
 def test_thresholds_are_read() -> None:
     read = common.parse_thresholds(["safety=0.3", "humanizing=off", "incomplete=model"])
     assert read == {"safety": 0.3, "humanizing": "off", "incomplete": "model"}
+
+
+def test_errors_of_the_api_are_put_in_flags() -> None:
+    assert terminal.in_flags("n_ctx: a larger n_ctx (verbose=True)") == "--n-ctx: a larger --n-ctx (--verbose)"
+    assert terminal.in_flags("--n-ctx, an_n_ctx.gguf, n_ctx_train") == "--n-ctx, an_n_ctx.gguf, n_ctx_train"
+
+
+def test_the_program_is_called_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "refusal-edge"
+    here.write_text("#!/bin/sh\n")
+    here.chmod(0o755)
+    monkeypatch.setattr("sys.argv", [str(here)])
+    monkeypatch.setenv("PATH", "")
+    assert terminal.program() == str(here)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert terminal.program() == "refusal-edge"
+    monkeypatch.setattr("sys.argv", ["/usr/bin/pytest"])
+    assert terminal.program() == "refusal-edge"

@@ -15,6 +15,7 @@ from typing import Any
 import gguf as reference
 import numpy as np
 import pytest
+from gguf import GGUFValueType
 from gguf_bytes import STRING, UINT32, array, gguf, pair, tensor
 from stock_llama import tokenizer
 
@@ -128,6 +129,19 @@ def test_thresholds_change_alone_and_end_the_calibration(source: Path, tmp_path:
     assert annotate(twice, tmp_path / "kept.gguf").stamp.calibration == {"method": "np", "n": 59}
 
 
+def test_broken_keys_are_replaced_where_the_tokens_are_named(source: Path, tmp_path: Path) -> None:
+    """The tokens are sealed by then: only the keys that are left tell that they are no ordinary pieces."""
+    once, broken = tmp_path / "once.gguf", tmp_path / "broken.gguf"
+    stamp = annotate(source, once).stamp
+    with read_gguf(once) as file:
+        for key, options in (("refusal_edge.version", {}), ("refusal_edge.category.0.id", {"preset": "single"})):
+            header = gguf_rewrite.rewritten_header(file, {key: None})
+            broken.write_bytes(header + once.read_bytes()[file.data_offset :])
+            assert annotate(broken, tmp_path / "out.gguf", force=True, **options).stamp == stamp
+    with pytest.raises(MetadataError, match=r"id is missing.*name the tokens with --preset or --token"):
+        annotate(broken, tmp_path / "out.gguf", force=True)
+
+
 def test_other_roles_replace_those_of_before(source: Path, tmp_path: Path) -> None:
     once, twice = tmp_path / "once.gguf", tmp_path / "twice.gguf"
     annotate(source, once, thresholds={"refuse": 0.5})
@@ -144,6 +158,23 @@ def test_a_vocabulary_that_cannot_be_sealed_gets_control_tokens(tmp_path: Path) 
     assert report.stamp.token_type == "control"
     assert "cannot be sealed" in report.warnings[0]
     assert kv(tmp_path / "out.gguf")["tokenizer.ggml.token_type"][REFUSE:] == [3, 3]
+
+
+def test_a_template_that_llama_cpp_python_cannot_read_is_said(source: Path, tmp_path: Path) -> None:
+    with read_gguf(source) as file:
+        template = gguf_rewrite.KeyValue("tokenizer.chat_template", "{% if %}", GGUFValueType.STRING)
+        header = gguf_rewrite.rewritten_header(file, {template.key: template})
+        (tmp_path / "bad.gguf").write_bytes(header + source.read_bytes()[file.data_offset :])
+    (warning,) = annotate(tmp_path / "bad.gguf", tmp_path / "out.gguf").warnings
+    assert "tokenizer.chat_template: line 1: Expected an expression" in warning
+
+
+def test_errors_of_the_self_test_name_the_users_file(tmp_path: Path) -> None:
+    """Not the vocabulary that was tested, which is in a folder that is gone by then."""
+    source = other_tools_file(tmp_path / "in.gguf")
+    source.write_bytes(source.read_bytes().replace(b"qwen2", b"qwen9"))
+    with pytest.raises(ConversionError, match=f"^{source}: self-test: llama.cpp cannot load the vocabulary: .*qwen9"):
+        annotate(source, tmp_path / "out.gguf")
 
 
 def test_a_dry_run_writes_nothing_and_says_everything(source: Path, tmp_path: Path) -> None:
@@ -186,7 +217,10 @@ def _declining(*_: object) -> int:
 def broken(kind: str, folder: Path) -> Path:
     path = other_tools_file(folder / "in.gguf")
     data = path.read_bytes()
-    if kind == "truncated":
+    if kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif kind == "truncated":
         path.write_bytes(data[:-40])
     elif kind == "no vocabulary":
         path.write_bytes(gguf([pair("general.architecture", STRING, "llama")], [tensor("t", (8,))], data=bytes(32)))
@@ -207,10 +241,12 @@ def broken(kind: str, folder: Path) -> Path:
         ("no vocabulary", {}, ConversionError, "has no vocabulary"),
         ("split", {}, ConversionError, "llama-gguf-split --merge"),
         ("no control tokens", {}, ConversionError, "no control tokens found"),
-        ("broken keys", {}, MetadataError, "expected 1, got 7"),
+        ("broken keys", {}, MetadataError, r"in\.gguf: refusal_edge\.version: expected 1, got 7"),
+        ("pipe", {}, ConversionError, r"in\.gguf is not a regular file"),
         ("", {"thresholds": {"safety": 0.5}}, ConversionError, "unknown category 'safety': this file has refuse"),
         ("", {"thresholds": {"refuse": 1.5}}, InvalidPolicyError, r"in \[0, 1\]"),
         ("", {"tokens": ["respond=99"]}, ConversionError, "ordinary piece"),
+        ("", {"tokens": [f"respond={EOS}"]}, ConversionError, "is the eos token of this vocabulary"),
         ("", {"token_type": "loose"}, ConversionError, "expected one of sealed, control, user"),
     ],
 )
@@ -234,8 +270,9 @@ def test_a_full_disk_leaves_the_target_alone(source: Path, tmp_path: Path, monke
     out.write_text("precious")
     monkeypatch.setattr(os, "copy_file_range", full, raising=False)
     monkeypatch.setattr(gguf_rewrite, "_by_hand", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as error:
         annotate(source, out, force=True)
+    assert error.value.filename == f"{out}.refusal-edge.part"
     assert out.read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.gguf", "out.gguf"]
 
@@ -255,7 +292,7 @@ def test_kill_in_the_middle_leaves_the_target_alone(source: Path, tmp_path: Path
         assert child.stdout.readline() == b"writing\n"
         child.send_signal(signal.SIGKILL)
     assert out.read_text() == "precious"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.gguf", "out.gguf", "out.gguf.part"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.gguf", "out.gguf", "out.gguf.refusal-edge.part"]
     annotate(source, out, force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.gguf", "out.gguf"]
 

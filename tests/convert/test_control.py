@@ -59,6 +59,54 @@ def test_tokens_named_by_id_and_by_text() -> None:
     assert [(c.slug, c.title, c.text) for c in control.categories] == [("medical", "Medical advice", " [no way]")]
 
 
+def test_named_tokens_are_added_to_those_found() -> None:
+    """README's example: naming some roles must not leave the other tokens visible and within reach."""
+    vocab = bpe(*(f" {text}" for text in COCONOT))
+    control = find_control_tokens(vocab, tokens=[f"safety={N_BASE + 3}", "respond= [respond]"])
+    assert control == find_control_tokens(vocab)
+    for only in ("respond= [respond]", f"danger={N_BASE + 3}"):
+        named = find_control_tokens(vocab, tokens=[only])
+        assert sorted(named.ids) == list(range(N_BASE, N_BASE + 6))
+        assert named.warnings == ()
+
+
+def test_a_named_respond_token_leaves_its_neighbours_to_be_found() -> None:
+    vocab = bpe("[Medical]", "[Legal]", "[go on]")
+    control = find_control_tokens(vocab, tokens=["respond=[go on]"])
+    assert [(c.slug, c.id) for c in control] == [("medical", 258), ("legal", 259), ("respond", 260)]
+
+
+def test_tokens_that_keep_no_role_are_said() -> None:
+    vocab = bpe("[Medical]", " [Legal]", "[go on]", AddedToken(N_BASE + 3, "[control_7]", special=True), "<|x|>")
+    control = find_control_tokens(vocab, tokens=["respond=[go on]", "medical=[Medical]"])
+    assert control.ids == [258, 260]
+    (warning,) = control.warnings
+    assert "have no role: 259 ' [Legal]'; they show in answers, and any prompt can hold them" in warning
+    assert "--token SLUG=259" in warning
+    (warning,) = find_control_tokens(bpe("[Unsupported requests]", "[refuse]", "[respond]"), preset="single").warnings
+    assert "258 '[Unsupported requests]'" in warning
+
+
+def test_a_respond_token_that_was_given_away_is_named() -> None:
+    vocab = bpe(*(f" {text}" for text in COCONOT))
+    with pytest.raises(ConversionError, match=r"no respond token found: token 263 .* given to 'safety'"):
+        find_control_tokens(vocab, tokens=["safety=263"])
+    swapped = find_control_tokens(vocab, tokens=["safety=263", "respond=261"])
+    assert "token 263 ' [respond]' was given to 'safety' with --token" in swapped.warnings
+
+
+@pytest.mark.parametrize(
+    ("token_id", "use"),
+    [(258, "the bos token"), (259, "the eos token"), (260, "the eot token"), (261, "a mark of chat formats")],
+)
+def test_tokens_that_conversations_are_made_of_have_no_role(token_id: int, use: str) -> None:
+    vocab = bpe("<s>", "<end>", "<turn>", "<|start_header_id|>", "[refuse]", "[respond]", "[PAD]")
+    vocab = replace(vocab, special_ids={"bos": 258, "eos": 259, "eot": 260, "pad": 264})
+    with pytest.raises(ConversionError, match=f"token {token_id} '.*' is {use}.*must have no other use"):
+        find_control_tokens(vocab, tokens=[f"respond={token_id}"])
+    assert find_control_tokens(vocab, tokens=["respond=264"]).respond.id == 264  # padding is in no prompt
+
+
 def test_named_tokens_win_over_what_is_found() -> None:
     vocab = bpe("[refuse]", "[respond]", "[other respond]")
     control = find_control_tokens(vocab, preset="single", tokens=[f"respond={N_BASE + 2}"])
@@ -77,8 +125,10 @@ def test_bracketed_neighbours_are_categories_and_said_so() -> None:
         ("legal_eu_advice", "Legal (EU) advice"),
         ("category_263", "法律"),
     ]
-    assert len(control.warnings) == 3
-    assert "name the tokens with --token" in control.warnings[0]
+    *taken, left_out = control.warnings
+    assert len(taken) == 3
+    assert "name the tokens with --token" in taken[0]
+    assert left_out.startswith("added tokens that look like control tokens but have no role: 265 '[far]'; ")
 
 
 def test_instruction_markers_are_not_categories() -> None:
@@ -95,7 +145,11 @@ def test_instruction_markers_are_not_categories() -> None:
             {},
             r"no control tokens found; added tokens: 258 '<\|x\|>', 259 '\[y\]'; name them with --token",
         ),
-        (("[refuse]", "x"), {}, "no respond token found.*--token respond=ID"),
+        (
+            ("[refuse]", "x"),
+            {},
+            r"no respond token found; recognised: refuse 258 '\[refuse\]'; .*--token respond=ID .*--preset coconot-5",
+        ),
         (("[respond]", "x"), {}, "no category token found.*--token SLUG=ID"),
         (("[refuse]", "[respond]"), {"preset": "coconot-5"}, r"'\[Humanizing requests\]' \(humanizing\)"),
         (("[refuse]", "[respond]"), {"preset": "nine"}, "--preset: expected one of coconot-5, single, got 'nine'"),
@@ -111,6 +165,7 @@ def test_instruction_markers_are_not_categories() -> None:
         (("a",), {"tokens": ["respond=257"]}, "token 257 'the' is an ordinary piece"),
         (("a", "b"), {"tokens": ["Bad Slug=258"]}, "lower-case letters, digits and _"),
         (("a", "b"), {"tokens": ["rule=258"]}, "is the name of a policy field"),
+        ((*(f"[c{i}]" for i in range(65)), "[respond]"), {}, "65 category tokens found, at most 64 are allowed"),
     ],
 )
 def test_what_cannot_be_found_is_one_clear_line(

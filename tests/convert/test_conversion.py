@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -124,19 +125,122 @@ BAD: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
     "no head": (lambda folder: rewrite(folder, tied=True, config={"tie_word_embeddings": False}), {}, "lm_head.weight"),
     "wrong activation": (edit_config(hidden_act="gelu"), {}, "hidden_act 'gelu' is not implemented"),
     "unknown rope": (edit_config(rope_scaling={"rope_type": "spiral"}), {}, "rope scaling 'spiral'"),
+    **{
+        f"{place} {expected}": (edit_config(**changes), {}, f"config.json: {place} must be {expected}")
+        for place, expected, changes in (
+            ("rope_theta", "a number above 0, got 0", {"rope_theta": 0}),
+            ("rope_theta", "a number above 0, got -1.0", {"rope_theta": -1.0}),
+            ("rope_scaling", "an object, got 4", {"rope_scaling": 4}),
+            ("rope_scaling.rope_type", "a string, got 3", {"rope_scaling": {"rope_type": 3}}),
+            (
+                "rope_scaling.factor",
+                "a number above 0, got 0",
+                {"rope_scaling": {"type": "linear", "factor": 0}},
+            ),
+            ("rope_scaling.factor", "a number above 0, got None", {"rope_scaling": {"type": "linear"}}),
+            (
+                "rope_parameters.rope_theta",
+                "a number above 0, got -5",
+                {"rope_parameters": {"rope_type": "default", "rope_theta": -5}},
+            ),
+            (
+                "rope_parameters.beta_fast",
+                "a number above 0, got 0",
+                {"rope_parameters": {"rope_type": "yarn", "factor": 2, "beta_fast": 0}},
+            ),
+            (
+                "rope_parameters.low_freq_factor",
+                "below high_freq_factor (2), got 3",
+                {"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 3, "high_freq_factor": 2}},
+            ),
+            (
+                "max_position_embeddings",
+                "a number above 0, got 0",
+                {"rope_parameters": {"rope_type": "llama3"}, "max_position_embeddings": 0},
+            ),
+            ("partial_rotary_factor", "a number in (0, 1], got 1.5", {"partial_rotary_factor": 1.5}),
+        )
+    },
+    "negative epsilon": (
+        edit_config(rms_norm_eps=-1e-5),
+        {},
+        "rms_norm_eps must be a number of at least 0, got -1e-05",
+    ),
+    "a softcap of zero": (
+        lambda folder: rewrite(folder, arch="gemma2", vocab="spm", tied=True, config={"attn_logit_softcapping": 0}),
+        {},
+        "attn_logit_softcapping must be a number above 0, got 0",
+    ),
+    "logits divided by zero": (
+        lambda folder: rewrite(folder, arch="granite", config={"logits_scaling": 0.0}),
+        {},
+        "logits_scaling must be a number above 0, got 0.0",
+    ),
+    "a factor of zero among many": (
+        lambda folder: rewrite(
+            folder,
+            arch="phi3",
+            vocab="spm",
+            config={"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [0.0] * 8}},
+        ),
+        {},
+        "rope_scaling.long_factor must be a list of 8 numbers above 0, got [0.0,",
+    ),
+    "nothing to rotate": (
+        lambda folder: rewrite(folder, arch="phi3", vocab="spm", config={"partial_rotary_factor": 0.05}),
+        {},
+        "partial_rotary_factor must be an even part of 16 values, got 0.05",
+    ),
+    "another base of local layers": (
+        lambda folder: rewrite(folder, arch="gemma3", vocab="spm", tied=True, config={"rope_local_base_freq": 0}),
+        {},
+        "rope_local_base_freq must be a number above 0, got 0",
+    ),
     "too many layers": (edit_config(num_hidden_layers=513), {}, "num_hidden_layers must be an integer in [1, 512]"),
     "broken config": (lambda folder: (folder / "config.json").write_text("{"), {}, "not valid JSON"),
     "key twice": (lambda folder: (folder / "config.json").write_text('{"a": 1, "a": 2}'), {}, "'a' appears twice"),
     "a GGUF file": (lambda folder: None, {"src": "some.gguf"}, "annotate"),
     "an adapter": (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), {}, "--adapter"),
     "a scalar": (add_tensor("model.scale", ()), {}, "1 weights are not part of"),
-    "no threads": (lambda folder: None, {"threads": 0}, "--threads must be at least 1"),
+    "no threads": (lambda folder: None, {"threads": 0}, "--threads must be in [1, 64], got 0"),
+    "too many threads": (lambda folder: None, {"threads": 10**12}, "--threads must be in [1, 64], got 1000000000000"),
+    "two ways to quantize": (
+        lambda folder: None,
+        {"outtype": "f32", "quantize": "Q4_K_M"},
+        "--outtype 'f32' and --quantize 'Q4_K_M' exclude each other",
+    ),
     "unprintable name": (lambda folder: None, {"name": "a\nb"}, "--name must be printable"),
     "bytes as name": (lambda folder: None, {"name": os.fsdecode(b"\xff")}, "--name must be printable"),
     "half a character": (
         lambda folder: (folder / "config.json").write_text('{"_name_or_path": "\\ud800"}'),
         {},
         "surrogate pair",
+    ),
+    "unknown pre-tokenizer": (
+        lambda folder: None,
+        {"pre": "nope"},
+        "model with --pre 'nope': self-test: llama.cpp cannot",
+    ),
+    "no merges": (
+        lambda folder: edit(
+            folder / "tokenizer.json",
+            model=json.loads((folder / "tokenizer.json").read_text())["model"] | {"merges": []},
+        ),
+        {},
+        "tokenizer.json: model.merges is empty, which llama.cpp does not load",
+    ),
+    "broken template": (
+        lambda folder: edit(folder / "tokenizer_config.json", chat_template="a\n{% for %}"),
+        {},
+        "model: tokenizer.chat_template: line 2: Expected an expression",
+    ),
+    "broken template of another name": (
+        lambda folder: edit(
+            folder / "tokenizer_config.json",
+            chat_template=[{"name": "default", "template": "x"}, {"name": "tools", "template": "{{ x"}],
+        ),
+        {},
+        "model: tokenizer.chat_template.tools: line 1: unexpected end of template",
     ),
     "no adapter there": (lambda folder: None, {"adapter": "nowhere"}, "adapter_config.json"),
 }
@@ -163,7 +267,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(name: str, folder: Path, tmp_p
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_nan_weights_leave_nothing(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("outtype", ["auto", "f32", "f16", "bf16", "q8_0", "q4_0"])
+def test_nan_weights_leave_nothing(outtype: str, folder: Path, tmp_path: Path) -> None:
     weight = np.zeros((64, 64), np.float32)
     weight[3, 3] = np.nan
     add_tensor("model.layers.1.self_attn.o_proj.weight", (64, 64))(folder)
@@ -171,7 +276,7 @@ def test_nan_weights_leave_nothing(folder: Path, tmp_path: Path) -> None:
     data[-64 * 64 * 4 :] = weight.tobytes()
     (folder / "model.safetensors").write_bytes(data)
     with pytest.raises(ConversionError, match=r"blk\.1\.attn_output\.weight: a weight is NaN or infinite"):
-        convert(folder, tmp_path / "out.gguf", outtype="q8_0")
+        convert(folder, tmp_path / "out.gguf", outtype=outtype)
     assert not list(tmp_path.glob("out*"))
 
 
@@ -181,6 +286,24 @@ def test_a_file_that_shrinks_while_it_is_read_leaves_nothing(folder: Path, tmp_p
 
     with pytest.raises(FormatError, match="while it was being read"):
         convert(folder, tmp_path / "out.gguf", progress=shrink)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_the_template_of_smollm3_is_fine(folder: Path, tmp_path: Path) -> None:
+    """Jinja knows no `generation` and no `break`, the loaders of chat templates do."""
+    template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    assert convert(folder, tmp_path / "out.gguf", dry_run=True).stamp.reachable == "never"
+
+
+def test_a_disk_that_cannot_read_names_the_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(OSError, match="Input/output error") as error:
+        convert(folder, tmp_path / "out.gguf")
+    assert Path(error.value.filename).parent == folder
     assert not list(tmp_path.glob("out*"))
 
 
@@ -256,6 +379,10 @@ def test_a_name_with_phi3_does_not_break_llama_cpp(folder: Path, tmp_path: Path)
         ({"scale": 0.0}, "is zero: it was never trained"),
         ({"arch": "mistral", "config": {"sliding_window": 16}}, "sliding window of 16 tokens"),
         ({"config": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}}, "'dynamic' is left out"),
+        (
+            {"tokens": ("[refuse]", "[respond]", "<gap>", "[far]")},
+            "look like control tokens but have no role: 270 '[far]'",
+        ),
         ({"arch": "phi3", "vocab": "spm", "config": {"auto_map": {"AutoModelForCausalLM": "m.P"}}}, "auto_map"),
     ],
 )
@@ -314,7 +441,7 @@ def test_a_killed_process_leaves_the_target_and_one_part_file(folder: Path, tmp_
     child = subprocess.run([sys.executable, "-c", KILLED, folder, out], check=False)
     assert child.returncode == -signal.SIGKILL
     assert out.read_bytes() == b"precious"
-    assert sorted(path.name for path in out.parent.iterdir()) == ["out.gguf", "out.gguf.part"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out.gguf", "out.gguf.refusal-edge.part"]
     convert(folder, out, force=True)
     assert [path.name for path in out.parent.iterdir()] == ["out.gguf"]
     assert out.read_bytes()[:4] == b"GGUF"
@@ -337,7 +464,7 @@ def test_a_size_limit_leaves_the_target(folder: Path, tmp_path: Path) -> None:
 
     child = run_cli([str(folder), "-o", str(out), "--force"], preexec_fn=limit)
     assert child.returncode == 2
-    assert "File too large" in only_line(child.stderr)
+    assert f"{out}.refusal-edge.part: File too large" in only_line(child.stderr)
     assert out.read_bytes() == b"precious"
     assert not list(tmp_path.glob("*.part"))
 
@@ -353,7 +480,7 @@ def test_a_disk_that_fills_up_leaves_the_target(folder: Path, tmp_path: Path) ->
     inside = f"{sys.executable} -c '{FILLED}' {folder} {disk}; echo $? $(cat {disk}/out.gguf) $(ls {disk})"
     child = subprocess.run([*command, "sh", "-c", inside], capture_output=True, text=True, check=False)
     assert child.stdout.split() == ["2", "precious", "filler", "out.gguf"], child.stderr
-    assert "No space left on device" in only_line(child.stderr)
+    assert "out.gguf.refusal-edge.part: No space left on device" in only_line(child.stderr)
 
 
 # The command line

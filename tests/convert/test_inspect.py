@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -93,6 +94,7 @@ def test_the_document_holds_the_same(tmp_path: Path, capsys: pytest.CaptureFixtu
         "id": 2,
         "text": " [nichtüblich]",
         "type": "normal",
+        "reachable": "never",
         "threshold": 0.3,
     }
     assert facts["control_tokens"][-1]["role"] == "respond"
@@ -100,6 +102,55 @@ def test_the_document_holds_the_same(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (facts["reachable"], facts["token_type"]) == ("never", "sealed")
     assert facts["calibration"] == {"method": "np", "n": 59}
     assert facts["vocabulary"]["bos"] == {"id": 0, "text": "<s>"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "reached"), [(4, "user-defined", "any text"), (3, "control", "special-token text")]
+)
+def test_what_the_vocabulary_says_counts(
+    kind: int, word: str, reached: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file may claim to be sealed; llama.cpp goes by the types of its tokens."""
+    path = write(tmp_path / "m.gguf")
+    types = [array("tokenizer.ggml.token_type", INT32, values) for values in ([3, 1, 1, 1], [3, 1, kind, 1])]
+    path.write_bytes(path.read_bytes().replace(*types))
+    code, out, _ = run(path, capsys=capsys)
+    assert code == 0
+    safety, odd = (
+        next(line for line in out.splitlines() if line.startswith(f"  {role}")) for role in ("safety", "odd")
+    )
+    assert f"{word}  " in safety
+    assert reached in safety
+    assert "sealed" in odd
+    assert "no text" in odd
+    said = "the file says token_type 'sealed' and reachable 'never', but token 2 is"
+    assert f"warning: {said} {word}: {reached} becomes it" in out
+    facts = json.loads(run(path, "--json", capsys=capsys)[1])
+    assert facts["reachable"] == facts["control_tokens"][0]["reachable"] == {"any text": "text"}.get(reached, "special")
+    assert facts["control_tokens"][1]["reachable"] == "never"
+
+
+def test_keys_without_their_version_are_broken_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf([*MODEL, pair("refusal_edge.respond_token_id", UINT32, 3)]))
+    code, out, err = run(path, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert f"{path}: has refusal_edge.respond_token_id but no refusal_edge.version" in err
+
+
+def test_the_document_cannot_drive_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf([pair("general.name", STRING, "a\u009b31m\u202eb\U000e0001é")]))
+    _, out, _ = run(path, "--json", capsys=capsys)
+    assert out.isascii()
+    assert json.loads(out)["model"]["name"] == "a\u009b31m\u202eb\U000e0001é"
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    code, _, err = run(tmp_path / "pipe", capsys=capsys)
+    assert code == 2
+    assert "pipe: not a regular file" in err
 
 
 def test_a_file_without_our_keys_says_how_to_add_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +188,7 @@ def test_a_broken_file_is_one_line(data: bytes, tmp_path: Path, capsys: pytest.C
 def test_keys_that_contradict_the_vocabulary_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(write(tmp_path / "m.gguf", Stamp(4, (Category("a", 1),))), capsys=capsys)
     assert code == 2
-    assert "token id 4 is out of range; the vocabulary has 4 tokens" in err
+    assert f"{tmp_path / 'm.gguf'}: refusal_edge.respond_token_id: token id 4 is out of range; the vocabulary" in err
 
 
 def test_keys_without_a_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ def our_tensors(folder: Path, mix: str, head: str | None = None) -> dict[str, An
     """Name -> (type, bytes of the first rows) of every tensor."""
     checkpoint = open_checkpoint(folder)
     config = checkpoint.family.read_config(checkpoint.config, "config.json")
-    recipe = parse_recipe("f16", mix, head, config, checkpoint.family.arch)
+    recipe = parse_recipe(None, mix, head, config, checkpoint.family.arch)
     sources = {name: StoredRows(tensor) for name, tensor in checkpoint.weights.items()}
     plan = make_plan(checkpoint.family, config, sources, recipe.choose)
     with OpenFiles() as files:

@@ -54,7 +54,7 @@ def test_bytes_equal_ggml(dtype: str, kind: str, to: Type) -> None:
 def test_every_bfloat16_becomes_the_nearest_float16() -> None:
     bits = np.arange(65536, dtype=np.uint16)
     values = (bits.astype(np.uint32) << 16).view(np.float32)
-    fits = bits[(np.abs(values) <= 65504) | np.isinf(values)]
+    fits = bits[np.abs(values) <= 65504]
     for some in (fits, fits[::2], np.concatenate([fits, np.full(10 * len(fits), 0x3F80, np.uint16)])):
         expected = (some.astype(np.uint32) << 16).view(np.float32).astype(np.float16)
         assert encode(some, "BF16", Type.F16).tobytes() == expected.tobytes()
@@ -68,13 +68,23 @@ def test_tile_edges(to: Type) -> None:
         assert encode(values[:n], "F32", to).tobytes() == quantize_rows(values[:n], to, row_bytes(32, to)).tobytes()
 
 
-@pytest.mark.parametrize("to", [*BLOCKED, Type.Q4_K, Type.Q6_K], ids=lambda kind: kind.name)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_refuses_broken_weights(to: Type, bad: float) -> None:
-    values = rows_of("weights")
-    values[17, 33] = bad
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("to", [*TYPES, Type.Q4_K, Type.Q6_K], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_refuses_broken_weights(dtype: str, to: Type, bad: float) -> None:
+    stored = to_stored(rows_of("weights"), dtype)
+    encode(stored, dtype, to)
+    stored[17, 33] = to_stored(np.array([bad], np.float32), dtype)[0]
     with pytest.raises(ConversionError, match="NaN or infinite"):
-        encode(values, "F32", to)
+        encode(stored, dtype, to)
+
+
+def test_refuses_values_that_round_to_infinity() -> None:
+    """The largest float32 lies beyond the largest bfloat16."""
+    with pytest.raises(ConversionError, match="beyond what this type can hold"):
+        encode(np.full((1, 32), np.finfo(np.float32).max, np.float32), "F32", Type.BF16)
+    largest = np.full((1, 32), 0xFF7F, np.uint16)
+    assert encode(largest, "BF16", Type.BF16).tobytes() == largest.tobytes()
 
 
 def test_refuses_scales_beyond_float16() -> None:

@@ -11,7 +11,7 @@ import pytest
 from checkpoints import raw_safetensors, write_json, write_safetensors
 
 from refusal_edge.convert import safetensors
-from refusal_edge.convert.safetensors import read_header, read_weights
+from refusal_edge.convert.safetensors import other_weights, read_header, read_weights
 from refusal_edge.errors import FormatError
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -128,6 +128,20 @@ def test_reads_shards_with_and_without_index(sharded: Path) -> None:
     assert list(read_weights(sharded)) == ["a", "b"]
     (sharded / "model.safetensors.index.json").unlink()
     assert list(read_weights(sharded)) == ["a", "b"]
+
+
+def test_a_single_file_wins_over_shards_as_in_transformers(sharded: Path) -> None:
+    assert list(other_weights(sharded)) == []
+    write_safetensors(sharded / "model.safetensors", [("new", np.zeros((2, 2), np.float32))])
+    assert list(read_weights(sharded)) == ["new"]
+    (warning,) = other_weights(sharded)
+    assert f"'{shard(1)}', '{shard(2)}', 'model.safetensors.index.json' beside it" in warning
+    for old in sharded.glob("model-*"):
+        old.unlink()
+    assert list(read_weights(sharded)) == ["new"]  # the index alone is stale, not a set with missing shards
+    assert "'model.safetensors.index.json' beside it" in next(other_weights(sharded))
+    (sharded / "model.safetensors.index.json").unlink()
+    assert list(other_weights(sharded)) == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import real_vocabularies
 import tokenizer_files as files
+from checkpoints import write_checkpoint
 from gguf import TokenType
 from hard_texts import hard_texts
 from stock_llama import tokenizer, write_vocab
@@ -35,7 +37,7 @@ def real(kind: str, folder: Path) -> tuple[Vocab, ControlTokens]:
 
 
 def proven(vocab: Vocab, control: ControlTokens, token_type: str, folder: Path) -> Any:
-    return prove(vocab, control, token_type, arch="llama", name=None, scratch=folder / "scratch.part")
+    return prove(vocab, control, token_type, arch="llama", name=None, scratch=folder / "scratch.part", source="x")
 
 
 @pytest.mark.parametrize("kind", ["bpe", "spm"])
@@ -113,6 +115,37 @@ def test_an_abort_of_llama_cpp_does_not_take_us_down(tmp_path: Path) -> None:
     vocab.tokens[5] = vocab.tokens[6]  # llama.cpp asserts that texts are unique
     with pytest.raises(ConversionError, match=r"self-test: llama\.cpp aborts: GGML_ASSERT"):
         self_test(write_vocab(tmp_path / "x.gguf", vocab.kv()), control)
+
+
+def test_a_full_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    vocab = runnable(bpe("[refuse]", "[respond]"))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        proven(vocab, find_control_tokens(vocab), "sealed", tmp_path)
+    assert error.value.filename == str(tmp_path / "scratch.part")
+
+
+INTRUDERS = ("json", "ctypes", "gguf", "llama_cpp", "numpy", "refusal_edge", "sitecustomize")
+
+
+@pytest.mark.parametrize("name", ["refusal-edge", "python -c"])
+def test_no_file_of_the_current_folder_runs(name: str, tmp_path: Path) -> None:
+    """A checkpoint comes from a stranger, and people convert from inside its folder."""
+    model = write_checkpoint(tmp_path / "model")
+    for module in INTRUDERS:
+        (model / f"{module}.py").write_text("open('intruder', 'w').close(); raise SystemExit('intruder')")
+    main = "import sys; from refusal_edge.cli import main; sys.exit(main(['convert', '.', '-o', 'out.gguf']))"
+    (tmp_path / "refusal-edge").write_text(main)
+    start = (
+        [str(tmp_path / "refusal-edge")] if name == "refusal-edge" else ["-c", f"import sys; del sys.path[0]; {main}"]
+    )
+    child = subprocess.run([sys.executable, *start], cwd=model, capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert not (model / "intruder").exists()
+    assert (model / "out.gguf").is_file()
 
 
 def test_inside_an_application_it_runs_in_the_same_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
