@@ -26,12 +26,16 @@ REACHABLE: Final = ("never", "special", "text")
 _DECIMALS: Final = 6
 CALIBRATION_PINS: Final = {
     "method": str,
+    "scope": str,
     "alpha": float,
     "delta": float,
     "n": int,
     "dataset_sha256": str,
     "template_sha256": str,
     "file_type": int,
+    "weights_sha256": str,
+    "weights_sample": str,
+    "policy_id": str,
     "created": str,
 }
 
@@ -45,7 +49,7 @@ class Stamp:
             `Policy`; `sum_threshold` None leaves that key out.
         token_type: how the vocabulary holds the control tokens, one of `TOKEN_TYPES`.
         reachable: result of the converter's self-test, one of `REACHABLE`; None where none was run.
-        calibration: method, alpha, delta, n, dataset_sha256, template_sha256, file_type, created; None if uncalibrated.
+        calibration: values of `CALIBRATION_PINS`, those that are known; None if uncalibrated.
     """
 
     respond_token_id: int

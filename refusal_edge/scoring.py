@@ -7,17 +7,17 @@ import fcntl
 import hashlib
 import heapq
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from refusal_edge.calibrate.rows import DataFile, Row
-from refusal_edge.calibrate.scorefile import Header, read_header, read_lines, scored_row, skipped_row
-from refusal_edge.errors import InvalidRequestError
+from refusal_edge.calibrate.rows import BadRow, DataFile, Row
+from refusal_edge.calibrate.scorefile import Header, parse_line, read_header, read_lines, scored_row, skipped_row
+from refusal_edge.errors import InvalidRequestError, RefusalEdgeError
 from refusal_edge.gguf_file import read_gguf
+from refusal_edge.keys import Stamp
 from refusal_edge.pins import template_sha256
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ Progress = Callable[[int, int], None]  # rows done, rows in all
 
 @dataclass(frozen=True)
 class Scored:
-    """What a run did: rows scored now, rows that were there already, and rows left out (line -> reason)."""
+    """What a run did: rows scored now, scored rows that were there already, and bad rows (line -> reason)."""
 
     scored: int
     resumed: int
     skipped: dict[int, str]
 
 
-def header_for(llm: Llama, data: DataFile, shard: tuple[int, int] = (1, 1)) -> Header:
+def header_for(llm: Llama, data: DataFile, shard: tuple[int, int] = (1, 1), judge: Judge | None = None) -> Header:
     """The header of scores of `data` by `llm`; hashes the model's tensors, which reads the whole file."""
     file_type = llm.metadata.get("general.file_type", "")
     return Header(
@@ -49,10 +49,18 @@ def header_for(llm: Llama, data: DataFile, shard: tuple[int, int] = (1, 1)) -> H
         template_sha256=template_sha256(llm.metadata.get("tokenizer.chat_template", "")),
         dataset=data.path.name,
         dataset_sha256=data.sha256,
-        dataset_rows=data.n_rows,
+        dataset_rows=data.n_all,
         policy=llm.policy,
         shard=shard,
+        judge=None if judge is None else judge.name,
+        calibration=_calibration(llm),
     )
+
+
+def _calibration(llm: Llama) -> dict[str, Any] | None:
+    """The pins of the file's own policy; None where another one is in force."""
+    stamp = Stamp.from_kv(llm.metadata)
+    return stamp.calibration if llm.policy == stamp.policy else None
 
 
 def weights_sha256(path: str | Path) -> str:
@@ -69,21 +77,23 @@ def weights_sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def score_rows(llm: Llama, rows: Sequence[Row], *, judge: Judge | None = None) -> list[dict[str, Any]]:
-    """Scored rows, JSON-ready; the function to hand to another engine (docs/calibration.md: Ray Data).
+def score_rows(llm: Llama, rows: Sequence[Row], *, judge: Judge | None = None) -> Iterator[dict[str, Any]]:
+    """Scored rows in order, JSON-ready: all decided at once, at the first.
 
     With a judge each row also gets `text`: what the model writes after each decision, and whether that is a refusal.
 
     Raises:
         InvalidRequestError: a row that the model cannot take, say over the context; the message does not say which.
+        RefusalEdgeError: the judge failed.
     """
-    lines = [scored_row(row, d) for row, d in zip(rows, llm.decide_batch([row.messages for row in rows]))]
-    if judge is not None:
-        from refusal_edge.judge import forced_texts
+    decisions = llm.decide_batch([row.messages for row in rows])
+    for row, decision in zip(rows, decisions):
+        line = scored_row(row, decision)
+        if judge is not None:
+            from refusal_edge.judge import forced_texts
 
-        for line, row in zip(lines, rows):
             line["text"] = forced_texts(llm, row.messages, judge)
-    return lines
+        yield line
 
 
 def score_file(
@@ -96,40 +106,53 @@ def score_file(
     judge: Judge | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Scored:
-    """Scores what `out` does not hold yet, a group at a time; what is written is never scored again.
+    """Scores what `out` does not hold yet; each row is in the file before the next is judged, and stays there.
 
     Args:
-        skip_bad: rows that the model cannot take are written with their reason, instead of ending the run.
+        skip_bad: rows that the model cannot take are written with their reason, instead of ending the run. Those that
+            `data` has found to be bad always are.
 
     Raises:
-        InvalidRequestError: such a row (file, line, reason), or an `out` of another model, data set, policy or shard.
+        InvalidRequestError: such a row (file, line, reason), or an `out` of another model, data set, policy, judge or
+            shard.
+        RefusalEdgeError: the judge failed (file, line, reason).
     """
     out = Path(out)
-    header = header_for(llm, data, shard)
-    total = len(range(shard[0] - 1, data.n_rows, shard[1]))
+    header = header_for(llm, data, shard, judge)
+    total = len(range(shard[0] - 1, data.n_all, shard[1]))
     with _open_locked(out) as file:
         last_line, resumed, skipped = _resume(file, out, header)
-        rows = data.rows(last_line, shard)
+        rows = data.all_rows(last_line, shard)
         scored = 0
-        progress(resumed, total)
+        progress(resumed + len(skipped), total)
         while group := list(islice(rows, GROUP)):
             for line in _score_group(llm, group, data.path, skip_bad, judge):
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                file.flush()
                 if "error" in line:
                     skipped[line["line"]] = line["error"]
-                scored += 1
-            file.flush()
-            progress(resumed + scored, total)
-    return Scored(scored, resumed, {**data.bad, **skipped})
+                else:
+                    scored += 1
+                progress(resumed + scored + len(skipped), total)
+    return Scored(scored, resumed, skipped)
 
 
-def merge(parts: Sequence[str | Path], out: str | Path) -> Header:
+def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) -> Header:
     """Merges the finished shards of one run into one scores file, by line.
 
+    Args:
+        force: replace `out` if it exists.
+
     Raises:
-        InvalidRequestError: a shard is missing, twice there, unfinished, or of another run.
+        InvalidRequestError: a shard is missing, twice there, unfinished, of another run, or `out` itself.
+        ConversionError: `out` exists and is not to be replaced, or cannot be written.
     """
-    paths = [Path(part) for part in parts]
+    from refusal_edge.convert.partfile import part_file
+
+    out, paths = Path(out), [Path(part) for part in parts]
+    for target in (out, out.with_name(out.name + ".part")):
+        if target.exists() and any(target.samefile(path) for path in paths):
+            raise InvalidRequestError(f"merge: {target} is one of the shards, writing {out} would destroy it")
     headers = [read_header(path) for path in paths]
     n = headers[0].shard[1]
     if sorted(h.shard[0] for h in headers) != list(range(1, n + 1)) or any(h.shard[1] != n for h in headers):
@@ -138,17 +161,17 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> Header:
     whole = dataclasses.replace(headers[0], shard=(1, 1))
     for path, header in zip(paths, headers):
         _check_same(path, dataclasses.replace(header, shard=(1, 1)), whole)
-    part = Path(out).with_name(Path(out).name + ".part")
-    count = 0
-    with part.open("w", encoding="utf-8") as file:
-        file.write(whole.to_json() + "\n")
+    with part_file(out, force=force) as (descriptor, _), open(descriptor, "wb", closefd=False) as file:
+        file.write(whole.to_json().encode() + b"\n")
+        count = 0
         for row in heapq.merge(*(_rows(path) for path in paths), key=lambda row: int(row["line"])):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             count += 1
-    if count != whole.dataset_rows:
-        part.unlink()
-        raise InvalidRequestError(f"merge: {count} of {whole.dataset_rows} rows are scored: finish the shards first")
-    os.replace(part, out)
+        file.flush()
+        if count != whole.dataset_rows:
+            raise InvalidRequestError(
+                f"merge: {count} of {whole.dataset_rows} rows are scored: finish the shards first"
+            )
     return whole
 
 
@@ -157,14 +180,28 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _score_group(
-    llm: Llama, group: list[Row], path: Path, skip_bad: bool, judge: Judge | None
+    llm: Llama, group: list[Row | BadRow], path: Path, skip_bad: bool, judge: Judge | None
 ) -> Iterator[dict[str, Any]]:
+    """A line of the scores file for each row, in order."""
+    lines = _score_good(llm, [row for row in group if isinstance(row, Row)], path, skip_bad, judge)
+    for row in group:
+        yield skipped_row(row) if isinstance(row, BadRow) else next(lines)
+
+
+def _score_good(
+    llm: Llama, rows: list[Row], path: Path, skip_bad: bool, judge: Judge | None
+) -> Iterator[dict[str, Any]]:
+    done = 0
     try:
-        yield from score_rows(llm, group, judge=judge)
+        for line in score_rows(llm, rows, judge=judge):
+            yield line
+            done += 1
         return
     except InvalidRequestError:
-        pass
-    for row in group:  # one of them is the reason: find it
+        pass  # one of the others is the reason: find it
+    except RefusalEdgeError as error:
+        raise _located(error, path, rows[done], judge) from error
+    for row in rows[done:]:
         try:
             yield from score_rows(llm, [row], judge=judge)
         except InvalidRequestError as error:
@@ -172,7 +209,16 @@ def _score_group(
                 raise InvalidRequestError(
                     f"{path}: line {row.line}: {error} (--skip-bad leaves such rows out)"
                 ) from None
-            yield skipped_row(row, str(error))
+            yield skipped_row(BadRow(row.line, str(error)))
+        except RefusalEdgeError as error:
+            raise _located(error, path, row, judge) from error
+
+
+def _located(error: RefusalEdgeError, path: Path, row: Row, judge: Judge | None) -> RefusalEdgeError:
+    """With a judge it is the row whose text was judged; without, the batch does not tell which row it was."""
+    if judge is None:
+        return error
+    return RefusalEdgeError(f"{path}: line {row.line}: {error} (the rows before it are kept: run it again to go on)")
 
 
 def _open_locked(path: Path) -> IO[bytes]:
@@ -186,7 +232,7 @@ def _open_locked(path: Path) -> IO[bytes]:
 
 
 def _resume(file: IO[bytes], path: Path, header: Header) -> tuple[int, int, dict[int, str]]:
-    """Leaves `file` at its end, behind the last whole line: (that row's line in the data, rows held, skipped ones)."""
+    """Leaves `file` behind its last whole line: (that row's line in the data, scored rows held, bad ones)."""
     first = file.readline()
     if not first.endswith(b"\n"):
         if not header.to_json().encode().startswith(first):
@@ -200,23 +246,38 @@ def _resume(file: IO[bytes], path: Path, header: Header) -> tuple[int, int, dict
     last_line, count, end = 0, 0, file.tell()
     skipped: dict[int, str] = {}
     for text in file:
-        try:
-            row = json.loads(text)
-        except ValueError:
-            row = None
-        if row is None or not text.endswith(b"\n"):
+        if not text.endswith(b"\n"):
             break  # torn by the kill
-        last_line, count, end = int(row["line"]), count + 1, end + len(text)
+        row = parse_line(text)
+        if row is None or row["line"] <= last_line:
+            raise InvalidRequestError(f"{path}: broken behind data line {last_line}: choose another -o, or delete it")
+        last_line, end = row["line"], end + len(text)
         if "error" in row:
             skipped[last_line] = str(row["error"])
+        else:
+            count += 1
     file.seek(end)
     file.truncate()
     return last_line, count, skipped
 
 
 def _check_same(path: Path, found: Header, expected: Header) -> None:
-    names = [f.name for f in dataclasses.fields(Header) if getattr(found, f.name) != getattr(expected, f.name)]
+    """File names may differ: what they hold is compared by hash."""
+    names = [
+        f.name
+        for f in dataclasses.fields(Header)
+        if f.name not in ("model", "dataset") and getattr(found, f.name) != getattr(expected, f.name)
+    ]
+    if names == ["judge"]:
+        raise InvalidRequestError(
+            f"{path}: holds scores {_judged(found)}, this run makes them {_judged(expected)}: "
+            "choose another -o, or delete it to score every row anew"
+        )
     if names:
         raise InvalidRequestError(
             f"{path}: holds scores of another run ({', '.join(names)} differ): choose another -o, or delete it"
         )
+
+
+def _judged(header: Header) -> str:
+    return "without texts" if header.judge is None else f"with texts judged by {header.judge}"

@@ -28,8 +28,9 @@ STAMP = Stamp(
     fallback="refuse",
     sum_threshold=0.123457,
     reachable="special",
-    calibration={"method": "np", "alpha": 0.05, "delta": 0.1, "n": 59, "dataset_sha256": "ab", "template_sha256": "cd",
-                 "file_type": 15, "created": "2024-05-01"},
+    calibration={"method": "np", "scope": "pooled", "alpha": 0.05, "delta": 0.1, "n": 59, "dataset_sha256": "ab",
+                 "template_sha256": "cd", "file_type": 15, "weights_sha256": "ef", "weights_sample": "01",
+                 "policy_id": "23", "created": "2024-05-01"},
 )  # fmt: skip
 
 
@@ -77,6 +78,8 @@ def test_the_keys_are_those_of_the_design() -> None:
     ]
     assert kv["refusal_edge.token_type"] == ("control", "STRING")
     assert kv["refusal_edge.calibration.n"] == (59, "UINT32")
+    assert kv["refusal_edge.calibration.scope"] == ("pooled", "STRING")
+    assert kv["refusal_edge.calibration.weights_sample"] == ("01", "STRING")
 
 
 def test_no_keys_says_how_to_add_them() -> None:

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from refusal_edge.calibrate.fit import Calibration, Certificate, Target, calibrate
+from refusal_edge.calibrate.certificate import Certificate
+from refusal_edge.calibrate.fit import Calibration, Target, calibrate
 from refusal_edge.calibrate.policy_file import PolicyFile, read_policy_file
 from refusal_edge.calibrate.rows import DataFile, Row
 from refusal_edge.calibrate.scorefile import ScoreTable, read_scores

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
-import numpy as np
-
-from refusal_edge.calibrate import metrics
+from refusal_edge.calibrate import metrics, odds
 from refusal_edge.calibrate.metrics import Rate
 from refusal_edge.calibrate.scorefile import ScoreTable
 from refusal_edge.errors import InvalidRequestError
@@ -44,15 +42,12 @@ def control_table(table: ScoreTable) -> list[Band]:
     Raises:
         InvalidRequestError: the scores hold no judged texts.
     """
-    judged = (table.text >= 0).all(axis=1)
-    if not judged.any():
-        raise InvalidRequestError("the scores hold no judged texts: make them with `refusal-edge score --text`")
-    z = table.logits.astype(np.float64)
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    refuse = 1 - e[:, -1] / e.sum(axis=1)
+    if table.header.judge is None:
+        raise InvalidRequestError("these scores hold no judged texts: run `refusal-edge score --text` with another -o")
+    refuse = odds.p_refuse(table)
 
     def band(low: float, high: float) -> Band:
-        rows = judged & (refuse >= low) & ((refuse < high) | (high == 1.0))
+        rows = (refuse >= low) & ((refuse < high) | (high == 1.0))
         return Band(low, high, *(metrics.rate(table.text[rows, column] == 1) for column in (0, 1)))
 
     return [*(band(low, high) for low, high in pairwise(BANDS)), band(0.0, 1.0)]

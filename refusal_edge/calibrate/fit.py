@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from refusal_edge.calibrate import metrics, odds, scaling
+from refusal_edge.calibrate.certificate import Certificate, percent
 from refusal_edge.calibrate.plan import Scope, Statement, Uncertified, plan
 from refusal_edge.calibrate.replay import replay
+from refusal_edge.calibrate.row_overlap import sketch
 from refusal_edge.calibrate.scorefile import ScoreTable
 from refusal_edge.calibrate.thresholds import CERTIFIED, order_statistic_rank
-from refusal_edge.calibrate.tradeoffs import tradeoff_cut
+from refusal_edge.calibrate.tradeoffs import Costs, joint_cuts
 from refusal_edge.errors import InvalidPolicyError, InvalidRequestError
+from refusal_edge.numbers import as_integer, as_number, shown
+from refusal_edge.pins import SMALLEST_LEVEL
 from refusal_edge.policy import ControlValue, Policy
 
 Method = Literal["np", "ltt", "crc", "f1", "youden", "rate", "cost"]
@@ -31,15 +35,16 @@ class Target:
 
     Attributes:
         method: "np", "ltt", "crc" promise a false-positive rate; "f1", "youden", "rate", "cost" promise nothing.
-        scope: "category", "pooled" or "union", see `plan`.
-        alpha, delta: in (0, 1): the false-positive rate to stay under, and the chance of not doing so.
+        scope: what the promise is about, or which thresholds are searched. "pooled": being refused at all, one
+            threshold. "union": the same, a threshold a category. "category": each category's own token alone.
+        alpha, delta: the false-positive rate to stay under, and the chance of not doing so.
         rate: share of rows to refuse (method "rate"). cost_fp, cost_fn: >= 0 (method "cost").
         temperature, bias: fit these first, on a share `fit_fraction` of the rows, drawn by `seed`, that no promise
             then uses.
     """
 
     method: Method = "np"
-    scope: Scope = "category"
+    scope: Scope = "pooled"
     alpha: float = 0.05
     delta: float = 0.05
     rate: float = 0.1
@@ -53,12 +58,19 @@ class Target:
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
         _one_of("scope", self.scope, SCOPES)
-        for name in ("alpha", "delta", "rate", "fit_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise InvalidRequestError(f"{name}: expected a number in (0, 1), got {getattr(self, name)!r}")
+        for name in ("alpha", "delta"):
+            _number_in(name, getattr(self, name), SMALLEST_LEVEL, 1 - SMALLEST_LEVEL)
+        for name in ("rate", "fit_fraction"):
+            value = as_number(getattr(self, name))
+            if value is None or not 0 < value < 1:
+                raise InvalidRequestError(f"{name}: expected a number in (0, 1), got {shown(getattr(self, name))}")
         for name in ("cost_fp", "cost_fn"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise InvalidRequestError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
+            value = as_number(getattr(self, name))
+            if value is None or value < 0:
+                raise InvalidRequestError(f"{name}: expected a number >= 0, got {shown(getattr(self, name))}")
+        seed = as_integer(self.seed)
+        if seed is None or seed < 0:
+            raise InvalidRequestError(f"seed: expected a whole number >= 0, got {shown(self.seed)}")
         if self.scope == "union" and not self.promises:
             raise InvalidRequestError(f"scope union: expected method np, ltt or crc, got {self.method!r}")
 
@@ -66,30 +78,42 @@ class Target:
     def promises(self) -> bool:
         return self.method in CERTIFIED
 
+    @property
+    def costs(self) -> Costs:
+        return Costs(self.cost_fp, self.cost_fn, self.rate)
+
 
 @dataclass(frozen=True)
-class Certificate:
-    """What was chosen for some categories, and what that promises.
+class Measured:
+    """What a policy does on the rows that chose its thresholds: optimistic, report on other rows.
 
     Attributes:
-        categories: slugs. rows: slug whose benign rows were used, or None for all.
-        alpha, delta: after the split over statements; None where nothing is promised.
-        n: benign rows used. rank: order statistic cut at (np). cut: log-odds. refused: benign rows of these above the
-            cut.
+        false_refusals: benign rows that are refused at all. caught: rows to refuse that are refused.
+        f1, always_refuse_f1: of the policy, and of refusing every row.
     """
 
-    categories: tuple[str, ...]
-    rows: str | None
-    alpha: float | None
-    delta: float | None
-    n: int
-    rank: int | None
-    cut: float
-    refused: int
-    thresholds: dict[str, ControlValue]
+    false_refusals: metrics.Rate
+    caught: metrics.Rate
+    f1: float
+    always_refuse_f1: float
+
+    @classmethod
+    def on(cls, table: ScoreTable, policy: Policy) -> Measured:
+        refused, everything = replay(table, policy).turned_away, np.ones(len(table), bool)
+        return cls(
+            metrics.rate(refused[~table.refuse]),
+            metrics.rate(refused[table.refuse]),
+            metrics.f1(refused, table.refuse),
+            metrics.f1(everything, table.refuse),
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "categories": list(self.categories)}
+        return {
+            "false_refusals": self.false_refusals.to_dict(),
+            "caught": self.caught.to_dict(),
+            "f1": self.f1,
+            "always_refuse_f1": self.always_refuse_f1,
+        }
 
 
 @dataclass(frozen=True)
@@ -97,20 +121,22 @@ class Calibration:
     """A policy, its promises, and what could not be promised.
 
     Attributes:
+        scope: what is promised: that of the target, but "pooled" where no category had enough rows of its own.
         n: benign rows that the thresholds rest on.
+        rows: which rows were used, those that fitted temperature and bias included; see `row_overlap.sketch`.
         fitted: temperature and biases, with quality before and after on the held-out rows; None if not asked for.
-        refused_benign: share of these benign rows that the policy refuses for any category. They chose the
-            thresholds, so it is optimistic: report on other rows.
     """
 
     policy: Policy
     target: Target
+    scope: Scope
     certificates: tuple[Certificate, ...]
     uncertified: tuple[Uncertified, ...]
     n: int
-    refused_benign: metrics.Rate
+    measured: Measured
     warnings: tuple[str, ...]
-    fitted: dict[str, Any] | None = field(default=None)
+    rows: tuple[str, ...]
+    fitted: dict[str, Any] | None = None
 
 
 def calibrate(table: ScoreTable, policy: Policy, target: Target) -> Calibration:
@@ -125,25 +151,27 @@ def calibrate(table: ScoreTable, policy: Policy, target: Target) -> Calibration:
         InvalidPolicyError: a rule without free thresholds, a policy of another model, or every category off.
     """
     slugs = _calibrated(table, policy, target)
+    rows = sketch(table.sha256)
     warnings: list[str] = []
     fitted, bias = None, np.zeros(len(policy.categories))
     if target.temperature or target.bias:
-        fit_rows, rows = _split(table, target)
-        policy, bias, fitted = _fit_scaling(table.select(fit_rows), table.select(rows), policy, target)
-        table = table.select(rows)
+        fit_rows, other_rows = _split(table, target)
+        policy, bias, fitted = _fit_scaling(table.select(fit_rows), table.select(other_rows), policy, target)
+        table = table.select(other_rows)
     if not odds.mass_is_known(table, policy):
         warnings.append(
             "the temperature is not that of scoring, so the control mass is not known: false positives are bounded "
             "as if every row were decided; score again with the new policy for exact rates"
         )
     statistic = _Statistic(table, policy, bias)
+    n_benign = int((~table.refuse).sum())
+    weak: list[Uncertified] = []
     if target.promises:
         benign = {slug: int(statistic.benign(slug).sum()) for slug in slugs}
-        n_benign = int((~table.refuse).sum())
         statements, weak = plan(target.method, target.scope, benign, n_benign, target.alpha, target.delta)  # type: ignore[arg-type]
+        certificates = [_certify(statement, statistic, target) for statement in statements]
     else:
-        statements, weak = _statements_without_promise(table, statistic, slugs, target), []
-    certificates = [_choose(statement, statistic, target) for statement in statements]
+        certificates = _trade_off(statistic, slugs, target)
     chosen: dict[str, ControlValue] = {}
     for certificate in certificates:
         chosen.update(certificate.thresholds)
@@ -151,15 +179,21 @@ def calibrate(table: ScoreTable, policy: Policy, target: Target) -> Calibration:
         policy = policy.replace(sum_threshold=_sum_threshold(chosen[slugs[0]]))
     else:
         policy = policy.replace(**chosen)
-    warnings += _shared_threshold_warnings(certificates, weak)
+    scope: Scope = "pooled" if len(certificates) == 1 and certificates[0].rows is None else target.scope
+    measured = Measured.on(table, policy)
+    if target.promises:
+        warnings += _over_alpha(measured, target, scope)
+        warnings += _too_few(weak)
     return Calibration(
         policy=policy,
         target=target,
+        scope=scope,
         certificates=tuple(certificates),
         uncertified=tuple(weak),
-        n=int((~table.refuse).sum()),
-        refused_benign=metrics.rate(replay(table, policy).refused[~table.refuse]),
+        n=n_benign,
+        measured=measured,
         warnings=tuple(warnings),
+        rows=rows,
         fitted=fitted,
     )
 
@@ -194,31 +228,20 @@ class _Statistic:
         return {slug: odds.threshold_above(cut - self.bias[self.index[slug]]) for slug in slugs}
 
 
-def _choose(statement: Statement, statistic: _Statistic, target: Target) -> Certificate:
+def _certify(statement: Statement, statistic: _Statistic, target: Target) -> Certificate:
     values = statistic.values(statement.categories)
     benign = values[statistic.benign(statement.rows)]
-    if target.promises:
-        cut = CERTIFIED[target.method](benign, statement.alpha, statement.delta)  # type: ignore[index]
-        if cut == np.inf and np.isposinf(benign).any():
-            raise InvalidRequestError(
-                f"{target.method}: {int(np.isposinf(benign).sum())} of {len(benign)} benign rows are refused whatever "
-                'the threshold (fallback "refuse" below min_control_mass), which no alpha this small allows'
-            )
-    else:
-        rows = _labelled_rows(statement, statistic)
-        cut = tradeoff_cut(
-            target.method,  # type: ignore[arg-type]
-            values[rows],
-            statistic.table.refuse[rows],
-            cost_fp=target.cost_fp,
-            cost_fn=target.cost_fn,
-            rate=target.rate,
+    cut = CERTIFIED[target.method](benign, statement.alpha, statement.delta)  # type: ignore[index]
+    if cut == np.inf and np.isposinf(benign).any():
+        raise InvalidRequestError(
+            f"{target.method}: {int(np.isposinf(benign).sum())} of {len(benign)} benign rows are refused whatever "
+            'the threshold (fallback "refuse" below min_control_mass), which no alpha this small allows'
         )
     return Certificate(
         categories=statement.categories,
         rows=statement.rows,
-        alpha=statement.alpha if target.promises else None,
-        delta=statement.delta if target.method in ("np", "ltt") else None,
+        alpha=statement.alpha,
+        delta=None if target.method == "crc" else statement.delta,
         n=len(benign),
         rank=order_statistic_rank(len(benign), statement.alpha, statement.delta) if target.method == "np" else None,
         cut=cut,
@@ -227,36 +250,58 @@ def _choose(statement: Statement, statistic: _Statistic, target: Target) -> Cert
     )
 
 
-def _labelled_rows(statement: Statement, statistic: _Statistic) -> Mask:
-    """Rows of the statement; refusals that belong to other categories are no errors of these."""
+def _trade_off(statistic: _Statistic, slugs: tuple[str, ...], target: Target) -> list[Certificate]:
+    """One cut for all ("pooled"), or one a category, searched together: either way the rows as a whole are judged."""
     table = statistic.table
-    if statement.rows is not None:
-        return statistic.of(statement.rows)
-    ours = np.isin(table.category, [-1, *(statistic.index[slug] for slug in statement.categories)])
-    return ~table.refuse | ours
+    # A refusal that belongs to a category that is off is no error of the others. "rate" counts rows, not errors.
+    ours = np.isin(table.category, [-1, *(statistic.index[slug] for slug in slugs)])
+    rows = ~table.refuse | ours | (target.method == "rate")
+    groups = [slugs] if target.scope == "pooled" else [(slug,) for slug in slugs]
+    values = np.stack([statistic.values(group) for group in groups], axis=1)
+    cuts = joint_cuts(target.method, values[rows], table.refuse[rows], target.costs)  # type: ignore[arg-type]
+    benign = ~table.refuse
+    return [
+        Certificate(
+            categories=group,
+            rows=None,
+            alpha=None,
+            delta=None,
+            n=int(benign.sum()),
+            rank=None,
+            cut=float(cut),
+            refused=int((values[benign, column] > cut).sum()),
+            thresholds=statistic.thresholds(group, float(cut)),
+        )
+        for column, (group, cut) in enumerate(zip(groups, cuts))
+    ]
 
 
-def _statements_without_promise(
-    table: ScoreTable, statistic: _Statistic, slugs: tuple[str, ...], target: Target
-) -> list[Statement]:
-    """Each category on its own rows if these hold both labels, the others share one threshold on all rows."""
-    own = [slug for slug in slugs if _has_both_labels(table.refuse[statistic.of(slug)])]
-    if target.scope == "pooled":
-        own = []
-    rest = tuple(slug for slug in slugs if slug not in own)
-    statements = [Statement((slug,), slug, target.alpha, target.delta) for slug in own]
-    return [*statements, Statement(rest, None, target.alpha, target.delta)] if rest else statements
+def _over_alpha(measured: Measured, target: Target, scope: Scope) -> list[str]:
+    if not measured.false_refusals.value > target.alpha:
+        return []
+    why = (
+        ": scope category promises nothing about being refused at all, scope pooled and union do"
+        if scope == "category"
+        else ""
+    )
+    return [
+        f"{measured.false_refusals} of these benign rows are refused at all, more than alpha = {percent(target.alpha)}"
+        f"{why}"
+    ]
 
 
 def _has_both_labels(refuse: Mask) -> bool:
     return bool(refuse.any()) and not bool(refuse.all())
 
 
-def _shared_threshold_warnings(certificates: list[Certificate], weak: list[Uncertified]) -> list[str]:
-    shared = [c for c in certificates if c.rows is None and len(c.categories) > 1]
-    names = {slug for c in shared for slug in c.categories}
-    lines = [f"{item}; it shares the pooled threshold" for item in weak if item.category in names]
-    return lines + [f"{item}" for item in weak if item.category not in names]
+def _too_few(weak: list[Uncertified]) -> list[str]:
+    if not weak:
+        return []
+    names = ", ".join(f"{item.category} ({item.n})" for item in weak)
+    return [
+        f"too few benign rows of their own: {names}; each needs {weak[0].needed}: cannot certify what happens to "
+        "prompts near one of these alone"
+    ]
 
 
 def _calibrated(table: ScoreTable, policy: Policy, target: Target) -> tuple[str, ...]:
@@ -281,9 +326,15 @@ def _split(table: ScoreTable, target: Target) -> tuple[Mask, Mask]:
     """(fit, rest): a seeded draw of `fit_fraction` within each label."""
     rng = np.random.default_rng(target.seed)
     fit = np.zeros(len(table), bool)
-    for label in (False, True):
+    for label, name in ((False, "benign rows"), (True, "rows to refuse")):
         rows = np.flatnonzero(table.refuse == label)
-        fit[rng.permutation(rows)[: round(target.fit_fraction * len(rows))]] = True
+        n = round(target.fit_fraction * len(rows))
+        if not 0 < n < len(rows):
+            raise InvalidRequestError(
+                f"fit_fraction {target.fit_fraction:g}: expected at least one of the {name} to fit on and one to "
+                f"measure on, got {n} and {len(rows) - n}"
+            )
+        fit[rng.permutation(rows)[:n]] = True
     return fit, ~fit
 
 
@@ -321,6 +372,12 @@ def _quality(table: ScoreTable, policy: Policy, bias: Array) -> dict[str, float]
 
 def _sum_threshold(value: ControlValue) -> float:
     return 1.0 if isinstance(value, str) else value
+
+
+def _number_in(name: str, value: object, low: float, high: float) -> None:
+    number = as_number(value)
+    if number is None or not low <= number <= high:
+        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {shown(value)}")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

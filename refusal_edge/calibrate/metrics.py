@@ -8,6 +8,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from refusal_edge.calibrate.extra import extra
+
 _BOOTSTRAP_BUDGET: Final = 50_000_000  # rows drawn in all
 
 Array = npt.NDArray[np.float64]
@@ -38,24 +40,26 @@ def rate(hits: npt.ArrayLike, confidence: float = 0.95) -> Rate:
     """Share of true values in `hits` (n,), with the exact interval of Clopper and Pearson, Biometrika 26, 1934
     (scipy).
     """
-    from scipy.stats import binomtest
-
     array = np.asarray(hits, dtype=bool)
     k, n = int(array.sum()), int(array.size)
     if n == 0:
         return Rate(0, 0, 0.0, 1.0)
-    interval = binomtest(k, n).proportion_ci(confidence, method="exact")
+    interval = extra("scipy.stats").binomtest(k, n).proportion_ci(confidence, method="exact")
     return Rate(k, n, float(interval.low), float(interval.high))
+
+
+def f1(refused: Labels, wanted: Labels) -> float:
+    """2 TP / (2 TP + FP + FN) of refusing (van Rijsbergen 1979); 0 where nothing is refused or should be."""
+    total = int(refused.sum()) + int(wanted.sum())
+    return 2 * int((refused & wanted).sum()) / total if total else 0.0
 
 
 def auroc(scores: Array, positive: Labels) -> float:
     """P(positive scores above negative) + P(tie) / 2: Mann and Whitney, 1947. NaN without rows of both labels."""
-    from scipy.stats import rankdata
-
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     if not n_positive or not n_negative:
         return float("nan")
-    ranks = rankdata(scores)
+    ranks = extra("scipy.stats").rankdata(scores)
     return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 

@@ -15,15 +15,41 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-# GGUF keys are read as text with six decimals, so thresholds are multiples of this.
+# GGUF keys are read as text with six decimals, so thresholds are multiples of 1 / this.
 RESOLUTION: Final = 1_000_000
+_ROUNDING: Final = 1e-6  # of a step: a score may differ in its last bits from the log-odds it is compared through
 
 
 def logit(probability: npt.ArrayLike) -> Array:
     """log(p / (1 - p)); -inf at 0, +inf at 1."""
-    from scipy.special import logit as scipy_logit
+    p = np.asarray(probability, np.float64)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(p) - np.log1p(-p))
 
-    return np.asarray(scipy_logit(np.asarray(probability, np.float64)))
+
+def expit(log_odds: npt.ArrayLike) -> Array:
+    """1 / (1 + exp(-x)), the inverse of `logit`."""
+    x = np.asarray(log_odds, np.float64)
+    e = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, 1.0, e) / (1 + e))
+
+
+def scores(table: ScoreTable, policy: Policy) -> Array:
+    """(n, K + 1) of the control tokens, respond last: what `policy` compares with its thresholds."""
+    z = table.logits.astype(np.float64) / policy.temperature
+    if policy.score == "vocab" or policy.rule.startswith("paper-"):
+        return np.asarray(np.exp(z - table.log_normalizer[:, None]))
+    return _softmax(z)
+
+
+def p_refuse(table: ScoreTable, temperature: float = 1.0) -> Array:
+    """(n,) 1 - p(respond): the probability of any refusal token among the control tokens."""
+    return np.asarray(1 - _softmax(table.logits.astype(np.float64) / temperature)[:, -1])
+
+
+def _softmax(z: Array) -> Array:
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return np.asarray(e / e.sum(axis=1, keepdims=True))
 
 
 def log_odds(table: ScoreTable, policy: Policy) -> Array:
@@ -37,12 +63,10 @@ def log_odds_of(table: ScoreTable, policy: Policy, columns: Sequence[int]) -> Ar
     score "control": log sum exp(z) over `columns` - log sum exp(z) over the other control tokens, z = logits / T. score
     "vocab" uses the stored normaliser, which holds for the temperature of scoring only.
     """
-    from scipy.special import logsumexp
-
     z = table.logits.astype(np.float64) / policy.temperature
-    inside = logsumexp(z[:, columns], axis=1)
+    inside = np.logaddexp.reduce(z[:, columns], axis=1)
     if policy.score == "control":
-        return np.asarray(inside - logsumexp(np.delete(z, columns, axis=1), axis=1))
+        return np.asarray(inside - np.logaddexp.reduce(np.delete(z, columns, axis=1), axis=1))
     log_p = np.minimum(inside - table.log_normalizer, 0.0)
     with np.errstate(divide="ignore"):
         return np.asarray(log_p - np.log(-np.expm1(log_p)))
@@ -65,9 +89,29 @@ def threshold_above(cut: float) -> ControlValue:
     Args:
         cut: log-odds; the scores at the cut itself must not pass.
     """
-    from scipy.special import expit
+    return 0.0 if cut == -np.inf else threshold_between(cut, cut)
 
-    if cut == -np.inf:
-        return 0.0
-    steps = int(np.floor(float(expit(cut)) * RESOLUTION)) + 1
+
+def threshold_between(cut: float, above: float) -> ControlValue:
+    """The storable threshold midway between two scores, of which the upper one passes and the lower one does not.
+
+    So rounding in llama.cpp moves neither across. It lies above `cut` in any case, so it refuses no more prompts than
+    "log-odds > cut" does, and what is promised of that holds. "off" if there is none.
+
+    Args:
+        cut, above: log-odds; `above` +inf where no score lies above the cut.
+    """
+    low, high = float(expit(cut)) * RESOLUTION, float(expit(above)) * RESOLUTION
+    lowest, highest = int(np.floor(low + _ROUNDING)) + 1, int(np.floor(high - _ROUNDING))
+    steps = max(lowest, min(round((low + high) / 2), highest))
     return "off" if steps > RESOLUTION else round(steps / RESOLUTION, 6)
+
+
+def next_above(cut: float, scores: Array) -> float:
+    """The smallest score above the cut; +inf if there is none."""
+    return float(np.min(scores, where=scores > cut, initial=np.inf))
+
+
+def last_up_to(cut: float, scores: Array) -> float:
+    """The largest score not above the cut; -inf if there is none."""
+    return float(np.max(scores, where=scores <= cut, initial=-np.inf))

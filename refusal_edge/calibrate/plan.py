@@ -29,14 +29,11 @@ class Statement:
 
 @dataclass(frozen=True)
 class Uncertified:
-    """A category that these rows cannot certify on its own."""
+    """A category that these rows cannot certify on its own, and the benign rows that it has and needs."""
 
     category: str
     n: int
     needed: int
-
-    def __str__(self) -> str:
-        return f"{self.category}: cannot certify on its own: {self.n} benign rows, needs {self.needed}"
 
 
 def plan(

@@ -1,21 +1,22 @@
-"""The policy file: a policy, the pins that tie it to a model and data, and its promises. Schema:
-schemas/policy.schema.json.
-"""
+"""The policy file: a policy, the pins that tie it to a model and data, and its promises. Schema: policy.schema.json."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from refusal_edge.calibrate.certificate import Certificate
 from refusal_edge.calibrate.fit import Calibration
+from refusal_edge.calibrate.plan import Uncertified
 from refusal_edge.calibrate.scorefile import Header
 from refusal_edge.errors import InvalidPolicyError
-from refusal_edge.keys import CALIBRATION_PINS
+from refusal_edge.numbers import as_integer, shown
+from refusal_edge.pins import checked_pins
 from refusal_edge.policy import Policy
 
 FORMAT: Final = "refusal-edge-policy"
@@ -23,6 +24,8 @@ VERSION: Final = 1
 MAX_BYTES: Final = 16 << 20
 
 _REQUIRED_PINS: Final = ("method", "n", "dataset_sha256", "template_sha256", "created")
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -32,26 +35,41 @@ class PolicyFile:
     Attributes:
         policy: with its thresholds.
         calibration: pins, as in `Stamp.calibration`; None for a policy that was not calibrated.
-        certificates, uncertified, warnings: for people and reports.
+        certificates, uncertified, warnings, fitted: as in `Calibration`.
+        target: every option of the calibration. measured: what the policy does on the rows that chose its thresholds.
+        rows: which rows these were, see `row_overlap.sketch`.
     """
 
     policy: Policy
     calibration: dict[str, Any] | None = None
-    certificates: tuple[dict[str, Any], ...] = ()
-    uncertified: tuple[dict[str, Any], ...] = ()
+    certificates: tuple[Certificate, ...] = ()
+    uncertified: tuple[Uncertified, ...] = ()
     warnings: tuple[str, ...] = ()
     fitted: dict[str, Any] | None = None
+    target: dict[str, Any] | None = None
+    measured: dict[str, Any] | None = None
+    rows: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, calibration: Calibration, header: Header, created: str) -> PolicyFile:
-        """The file of a calibration on the scores of `header`; `created` is an ISO date."""
+    def of(
+        cls, calibration: Calibration, header: Header, created: str, weights_sample: str | None = None
+    ) -> PolicyFile:
+        """The file of a calibration on the scores of `header`.
+
+        Args:
+            created: an ISO date.
+            weights_sample: of the scored model, see `pins.weights_sample`; without it no other weights are noticed.
+        """
         return cls(
             policy=calibration.policy,
-            calibration=pins(calibration, header, created),
-            certificates=tuple(_finite(c.to_dict()) for c in calibration.certificates),
-            uncertified=tuple(vars(u) for u in calibration.uncertified),
+            calibration=_pins(calibration, header, created, weights_sample),
+            certificates=calibration.certificates,
+            uncertified=calibration.uncertified,
             warnings=calibration.warnings,
             fitted=calibration.fitted,
+            target=dataclasses.asdict(calibration.target),
+            measured=calibration.measured.to_dict(),
+            rows=calibration.rows,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,10 +78,13 @@ class PolicyFile:
             "version": VERSION,
             "policy": self.policy.to_dict(),
             "calibration": self.calibration,
-            "certificates": list(self.certificates),
-            "uncertified": list(self.uncertified),
+            "target": self.target,
+            "certificates": [c.to_dict() for c in self.certificates],
+            "uncertified": [vars(u) for u in self.uncertified],
+            "measured": self.measured,
             "warnings": list(self.warnings),
             "fitted": self.fitted,
+            "rows": " ".join(self.rows),
         }
 
     def write(self, path: str | Path) -> None:
@@ -74,22 +95,24 @@ class PolicyFile:
         os.replace(part, path)
 
 
-def pins(calibration: Calibration, header: Header, created: str) -> dict[str, Any]:
+def _pins(calibration: Calibration, header: Header, created: str, weights_sample: str | None) -> dict[str, Any]:
     """What the GGUF keys `refusal_edge.calibration.*` hold: method, target, and what the thresholds rest on."""
     target = calibration.target
-    promise = {"alpha": target.alpha, "delta": target.delta} if target.method in ("np", "ltt") else {}
-    if target.method == "crc":
-        promise = {"alpha": target.alpha}
-    file_type = {} if header.file_type is None else {"file_type": header.file_type}
-    return {
+    pins = {
         "method": target.method,
-        **promise,
+        "scope": calibration.scope,
+        "alpha": target.alpha if target.promises else None,
+        "delta": target.delta if target.method in ("np", "ltt") else None,
         "n": calibration.n,
         "dataset_sha256": header.dataset_sha256,
         "template_sha256": header.template_sha256,
-        **file_type,
+        "file_type": header.file_type,
+        "weights_sha256": header.weights_sha256,
+        "weights_sample": weights_sample,
+        "policy_id": calibration.policy.policy_id,
         "created": created,
     }
+    return {name: value for name, value in pins.items() if value is not None}
 
 
 def read_policy_file(path: str | Path) -> PolicyFile:
@@ -111,42 +134,49 @@ def read_policy_file(path: str | Path) -> PolicyFile:
         raise InvalidPolicyError(f"{path}: policy file version {version!r}, this release reads {VERSION}")
     try:
         policy = Policy.from_dict(data["policy"])
+        return PolicyFile(
+            policy=policy,
+            calibration=None if calibration is None else _complete(checked_pins(calibration)),
+            certificates=_each("certificates", data, Certificate.from_dict, policy),
+            uncertified=_each("uncertified", data, _uncertified, policy),
+            warnings=tuple(map(str, data.get("warnings") or ())),
+            fitted=data.get("fitted"),
+            target=data.get("target"),
+            measured=data.get("measured"),
+            rows=tuple(str(data.get("rows", "")).split()),
+        )
     except (InvalidPolicyError, KeyError) as error:
         raise InvalidPolicyError(f"{path}: {error}") from None
-    return PolicyFile(
-        policy=policy,
-        calibration=None if calibration is None else _checked_pins(path, calibration),
-        certificates=_objects(path, "certificates", data.get("certificates", [])),
-        uncertified=_objects(path, "uncertified", data.get("uncertified", [])),
-        warnings=tuple(map(str, data.get("warnings") or ())),
-        fitted=data.get("fitted"),
-    )
 
 
-def _checked_pins(path: Path, calibration: Any) -> dict[str, Any]:
-    if not isinstance(calibration, Mapping):
-        raise InvalidPolicyError(f"{path}: calibration: expected an object or null, got {calibration!r}")
-    checked: dict[str, Any] = dict(calibration)
-    for name, value in checked.items():
-        kind = CALIBRATION_PINS.get(name)
-        if kind is None or isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-            raise InvalidPolicyError(
-                f"{path}: calibration.{name}: unknown pin, or a value of the wrong type: {value!r}"
-            )
-        if kind is float and not 0 < checked[name] < 1:
-            raise InvalidPolicyError(f"{path}: calibration.{name}: expected a number in (0, 1), got {value!r}")
+def _complete(pins: dict[str, Any]) -> dict[str, Any]:
     for name in _REQUIRED_PINS:
-        if name not in checked:
-            raise InvalidPolicyError(f"{path}: calibration.{name} is missing")
-    return checked
+        if name not in pins:
+            raise InvalidPolicyError(f"calibration.{name} is missing")
+    return pins
 
 
-def _objects(path: Path, name: str, value: Any) -> tuple[dict[str, Any], ...]:
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise InvalidPolicyError(f"{path}: {name}: expected a list of objects")
-    return tuple(value)
+def _each(
+    name: str, data: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Item], policy: Policy
+) -> tuple[Item, ...]:
+    items = data.get(name, [])
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise InvalidPolicyError(f"{name}: expected a list of objects, got {shown(items)}")
+    found = []
+    for i, item in enumerate(items):
+        try:
+            found.append(read(item))
+            named = [item.get("category"), item.get("rows"), *item.get("categories", ()), *item.get("thresholds", ())]
+            for slug in named:
+                if slug is not None:
+                    policy.category(slug)
+        except InvalidPolicyError as error:
+            raise InvalidPolicyError(f"{name}[{i}]: {error}") from None
+    return tuple(found)
 
 
-def _finite(certificate: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no infinities: a cut at one is null."""
-    return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in certificate.items()}
+def _uncertified(item: Mapping[str, Any]) -> Uncertified:
+    n, needed = as_integer(item.get("n")), as_integer(item.get("needed"))
+    if not isinstance(item.get("category"), str) or n is None or needed is None:
+        raise InvalidPolicyError(f"expected category, n and needed, got {shown(dict(item))}")
+    return Uncertified(item["category"], n, needed)

@@ -20,11 +20,13 @@ class Replay:
     Attributes:
         refused: (n,) bool. no_decision: (n,) bool, control mass below the policy's minimum.
         category: (n,) index of the category refused for, -1 for none.
+        turned_away: (n,) bool, a refusal token is forced: refused, or no decision and the fallback is "refuse".
     """
 
     refused: npt.NDArray[np.bool_]
     no_decision: npt.NDArray[np.bool_]
     category: npt.NDArray[np.int64]
+    turned_away: npt.NDArray[np.bool_]
 
     def same_as(self, other: Replay) -> npt.NDArray[np.bool_]:
         """(n,) whether both decide the same, category included."""
@@ -41,16 +43,15 @@ def replay(table: ScoreTable, policy: Policy) -> Replay:
     The control mass is that of the temperature of scoring: at another one it is not known from the control logits.
     """
     z = table.logits.astype(np.float64)
-    scaled = z / policy.temperature
-    if policy.score == "vocab" or policy.rule.startswith("paper-"):
-        q = np.exp(scaled - table.log_normalizer[:, None])
-    else:
-        e = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        q = e / e.sum(axis=1, keepdims=True)
+    q = odds.scores(table, policy)
     mass = odds.control_mass(table, policy)
     verdicts = [apply_rule(policy, q[i], z[i], float(mass[i]), int(table.model_token[i])) for i in range(len(table))]
+    refused = np.array([outcome == "refuse" for outcome, _, _ in verdicts], bool)
+    no_decision = np.array([outcome == "no_decision" for outcome, _, _ in verdicts], bool)
+    forced = np.isin([-1 if token is None else token for _, _, token in verdicts], policy.control_token_ids[:-1])
     return Replay(
-        refused=np.array([outcome == "refuse" for outcome, _, _ in verdicts], bool),
-        no_decision=np.array([outcome == "no_decision" for outcome, _, _ in verdicts], bool),
+        refused=refused,
+        no_decision=no_decision,
         category=np.array([-1 if index is None else index for _, index, _ in verdicts], np.int64),
+        turned_away=refused | (no_decision & forced & (policy.fallback == "refuse")),
     )

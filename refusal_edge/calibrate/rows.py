@@ -1,7 +1,8 @@
-"""Labelled prompts, one JSON object a line: checked once in full, then streamed in constant memory.
+"""Prompts, one JSON object a line: checked once in full, then streamed in constant memory.
 
 {"id": "17", "prompt": "How do I ...?", "label": "refuse", "category": "safety"}
 {"messages": [{"role": "user", "content": "..."}], "label": "respond"}
+{"prompt": "..."}
 """
 
 from __future__ import annotations
@@ -21,28 +22,42 @@ from refusal_edge.errors import InvalidRequestError
 
 LABELS: Final = ("refuse", "respond")
 MAX_LINE_BYTES: Final = 16 << 20
+MAX_ID_CHARACTERS: Final = 1024
 _BOM: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled prompt.
+    """One prompt.
 
     Attributes:
-        line: 1-based line of the file; orders rows, names them in errors, assigns them to shards.
-        id: the row's own, or "L<line>".
+        line: 1-based line of the file; orders rows and names them in errors.
+        id: the row's own, or None.
         messages: chat messages; a `prompt` is one user message.
-        label: "refuse" or "respond": what the model should do.
+        label: "refuse" or "respond", what the model should do; None: not known.
         category: slug the row belongs to (a respond row: the kind of refusal it is nearly asking for), or None.
         sha256: hex digest of messages, label and category.
     """
 
     line: int
-    id: str
+    id: str | None
     messages: list[dict[str, Any]]
-    label: str
+    label: str | None
     category: str | None
     sha256: str
+
+    @property
+    def name(self) -> str:
+        """The id, or "L<line>"."""
+        return f"L{self.line}" if self.id is None else self.id
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be scored, and why."""
+
+    line: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -75,19 +90,21 @@ class DataFile:
         path = Path(path)
         known = None if categories is None else tuple(categories)
         bad: dict[int, str] = {}
-        ids, digest = array("Q"), hashlib.sha256()
+        ids, digest, n_rows = array("Q"), hashlib.sha256(), 0
         for line, text in _lines(path):
             try:
                 row = parse_row(text, line, known)
             except InvalidRequestError as error:
                 _reject(path, line, str(error), bad, skip_bad)
                 continue
-            ids.append(_short_hash(row.id))
+            if row.id is not None:
+                ids.append(_short_hash(row.id))
             digest.update(bytes.fromhex(row.sha256))
-        if not ids:
+            n_rows += 1
+        if not n_rows:
             reason = f"all {len(bad)} rows are bad" if bad else "the file is empty"
             raise InvalidRequestError(f"{path}: expected at least one row, but {reason}")
-        data = cls(path, known, len(ids), bad, digest.hexdigest())
+        data = cls(path, known, n_rows, bad, digest.hexdigest())
         values, counts = np.unique(np.frombuffer(ids, np.uint64), return_counts=True)
         return data._without_duplicates(set(values[counts > 1].tolist()), skip_bad)
 
@@ -98,22 +115,30 @@ class DataFile:
         first_line: dict[str, int] = {}
         digest, n_rows, bad = hashlib.sha256(), 0, dict(self.bad)
         for row in self:
-            if _short_hash(row.id) in suspects and (first := first_line.setdefault(row.id, row.line)) != row.line:
-                _reject(self.path, row.line, f"id {row.id!r} was used on line {first} already", bad, skip_bad)
-                continue
+            if row.id is not None and _short_hash(row.id) in suspects:
+                first = first_line.setdefault(row.id, row.line)
+                if first != row.line:
+                    _reject(self.path, row.line, f"id {row.id!r} was used on line {first} already", bad, skip_bad)
+                    continue
             digest.update(bytes.fromhex(row.sha256))
             n_rows += 1
         return dataclasses.replace(self, n_rows=n_rows, bad=bad, sha256=digest.hexdigest())
 
-    def __iter__(self) -> Iterator[Row]:
-        return self.rows()
+    @property
+    def n_all(self) -> int:
+        """Rows, good and bad."""
+        return self.n_rows + len(self.bad)
 
-    def rows(self, after_line: int = 0, shard: tuple[int, int] = (1, 1)) -> Iterator[Row]:
-        """The good rows behind `after_line`, in order; of shard (i, n) those with line = i modulo n."""
+    def __iter__(self) -> Iterator[Row]:
+        """The good rows, in order."""
+        return (row for row in self.all_rows() if isinstance(row, Row))
+
+    def all_rows(self, after_line: int = 0, shard: tuple[int, int] = (1, 1)) -> Iterator[Row | BadRow]:
+        """Good and bad rows behind `after_line`, in order; of shard (i, n) every n-th, beginning with the i-th row."""
         index, count = shard
-        for line, text in _lines(self.path):
-            if line > after_line and line not in self.bad and line % count == index % count:
-                yield parse_row(text, line, self.categories)
+        for number, (line, text) in enumerate(_lines(self.path)):
+            if line > after_line and number % count == index - 1:
+                yield BadRow(line, self.bad[line]) if line in self.bad else parse_row(text, line, self.categories)
 
 
 def parse_row(text: bytes, line: int, categories: Collection[str] | None = None) -> Row:
@@ -125,22 +150,30 @@ def parse_row(text: bytes, line: int, categories: Collection[str] | None = None)
     data = _json_object(text, line)
     messages = _messages(data)
     label = data.get("label")
-    if label not in LABELS:
-        raise InvalidRequestError(f'label: expected "refuse" or "respond", got {_short(label)}')
+    if label is not None and not (isinstance(label, str) and label in LABELS):
+        raise InvalidRequestError(f'label: expected "refuse", "respond" or null, got {_short(label)}')
     category = data.get("category")
     if category is not None and not (isinstance(category, str) and category):
         raise InvalidRequestError(f"category: expected a slug or null, got {_short(category)}")
     if category is not None and categories is not None and category not in categories:
         raise InvalidRequestError(f"category: expected one of {', '.join(categories)}, got {_short(category)}")
-    row_id = data.get("id", f"L{line}")
-    if isinstance(row_id, bool) or not isinstance(row_id, (str, int)) or len(str(row_id)) > 1024:
-        raise InvalidRequestError(f"id: expected a string of at most 1024 characters, got {_short(row_id)}")
+    row_id = _row_id(data.get("id"))
     try:
         content = json.dumps([messages, label, category], ensure_ascii=False, sort_keys=True).encode()
-        str(row_id).encode()
+        (row_id or "").encode()
     except UnicodeEncodeError:
         raise InvalidRequestError("text: expected valid Unicode, got an unpaired surrogate") from None
-    return Row(line, str(row_id), messages, str(label), category, hashlib.sha256(content).hexdigest())
+    return Row(line, row_id, messages, label, category, hashlib.sha256(content).hexdigest())
+
+
+def _row_id(value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or len(text := str(value)) > MAX_ID_CHARACTERS:
+        raise InvalidRequestError(
+            f"id: expected a string of at most {MAX_ID_CHARACTERS} characters or null, got {_short(value)}"
+        )
+    return text
 
 
 def _json_object(text: bytes, line: int) -> dict[str, Any]:

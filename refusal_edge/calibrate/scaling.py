@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refusal_edge.calibrate import metrics
+from refusal_edge.calibrate.extra import extra
+from refusal_edge.calibrate.odds import expit
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.bool_]
@@ -26,14 +28,15 @@ def fit_temperature(logits: Array, target: npt.NDArray[np.int64]) -> float:
         logits: (n, categories + 1), control tokens only, respond last.
         target: (n,), the column that should win.
     """
-    from scipy.optimize import minimize_scalar
 
     def loss(log_t: float) -> float:
         z = logits / np.exp(log_t)
         z = z - z.max(axis=1, keepdims=True)
         return float(np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), target]))
 
-    best = minimize_scalar(loss, bounds=(-LOG_TEMPERATURE_BOUND, LOG_TEMPERATURE_BOUND), method="bounded")
+    best = extra("scipy.optimize").minimize_scalar(
+        loss, bounds=(-LOG_TEMPERATURE_BOUND, LOG_TEMPERATURE_BOUND), method="bounded"
+    )
     return float(np.float32(np.exp(best.x)))
 
 
@@ -41,21 +44,17 @@ def fit_bias(log_odds: Array, outcome: Labels) -> float:
     """b that minimises the NLL of sigmoid(log_odds + b), with a weak prior at 0 (Platt 1999 with the slope held at
     1).
     """
-    from scipy.optimize import minimize_scalar
-    from scipy.special import expit
 
     def loss(b: float) -> float:
         return metrics.nll(expit(log_odds + b), outcome) + BIAS_PRIOR * b * b / max(1, len(outcome))
 
-    return float(minimize_scalar(loss, bounds=(-30.0, 30.0), method="bounded").x)
+    return float(extra("scipy.optimize").minimize_scalar(loss, bounds=(-30.0, 30.0), method="bounded").x)
 
 
 def quality(log_odds: Array, outcome: Labels) -> dict[str, float]:
     """NLL, Brier score and ECE of sigmoid(log_odds) (n, categories), averaged over the categories one against the
     rest.
     """
-    from scipy.special import expit
-
     probability = expit(log_odds)
     columns = range(log_odds.shape[1])
     return {

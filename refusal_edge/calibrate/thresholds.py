@@ -18,10 +18,14 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from refusal_edge.calibrate.extra import extra
 from refusal_edge.errors import InvalidRequestError
 
 CertifiedMethod = Literal["np", "ltt", "crc"]
 Scores = npt.NDArray[np.float64]
+
+# Levels are compared with this relative slack, so that (1 - .3)^3 counts as <= .343 whatever the last bit of each.
+LEVEL_SLACK: Final = 1e-9
 
 # ltt needs cuts fixed before the data is seen: refuse nothing, then log-odds from +24 down to -24 (1 - 4e-11 to 4e-11).
 LTT_GRID: Final = np.append(np.inf, np.linspace(24.0, -24.0, 4097))
@@ -34,10 +38,9 @@ def allowed_false_positives(n: int, alpha: float, delta: float) -> int:
     A rule that refuses more than a share alpha of all benign prompts refuses m or fewer of n with probability at most
     delta: seeing m or fewer is evidence, at level delta, that the share is at most alpha.
     """
-    from scipy.stats import binom
-
-    m = int(binom.ppf(delta, n, alpha))  # smallest m with cdf >= delta
-    while m >= 0 and binom.cdf(m, n, alpha) > delta:
+    binom, level = extra("scipy.stats").binom, delta * (1 + LEVEL_SLACK)
+    m = int(binom.ppf(level, n, alpha))  # smallest m with cdf >= level
+    while m >= 0 and binom.cdf(m, n, alpha) > level:
         m -= 1
     return m
 
@@ -46,8 +49,8 @@ def order_statistic_rank(n: int, alpha: float, delta: float) -> int | None:
     """Rank k (1 = smallest) of the benign score to cut at, or None if n is too small for any.
 
     Smallest k with P(Binomial(n, 1 - alpha) >= k) <= delta: Tong, Feng and Li, "Neyman-Pearson classification
-    algorithms and
-    NP receiver operating characteristics", Science Advances 4(2), 2018, proposition 1 (the umbrella algorithm).
+    algorithms and NP receiver operating characteristics", Science Advances 4(2), 2018, proposition 1 (the umbrella
+    algorithm).
     """
     m = allowed_false_positives(n, alpha, delta)
     return None if m < 0 else n - m
@@ -60,7 +63,10 @@ def rows_needed(method: CertifiedMethod, alpha: float, delta: float) -> int:
     """
     if method == "crc":
         return math.ceil(1 / alpha - 1 - 1e-9)
-    return math.ceil(math.log(delta) / math.log1p(-alpha) - 1e-12)
+    n = max(1, math.ceil(math.log(delta) / math.log1p(-alpha)) - 1)
+    while allowed_false_positives(n, alpha, delta) < 0:
+        n += 1
+    return n
 
 
 def np_cut(scores: Scores, alpha: float, delta: float) -> float:
@@ -70,7 +76,7 @@ def np_cut(scores: Scores, alpha: float, delta: float) -> float:
         InvalidRequestError: too few benign rows, with the number needed.
     """
     rank = order_statistic_rank(_enough(scores, "np", alpha, delta), alpha, delta)
-    assert rank is not None  # _enough has checked the same inequality
+    assert rank is not None  # rows_needed asks the same function
     return float(np.partition(scores, rank - 1)[rank - 1])
 
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusal_edge.cli import common, terminal
-from refusal_edge.errors import InvalidRequestError
+from refusal_edge.cli import EXIT_BAD_INPUT, common, terminal
+from refusal_edge.errors import InvalidRequestError, RefusalEdgeError
 
 if TYPE_CHECKING:
     from refusal_edge.calibrate import ScoreTable
     from refusal_edge.calibrate.metrics import Rate
     from refusal_edge.drift import Drift, Shift
+    from refusal_edge.policy import Policy
 
 SUMMARY = "compare what two models refuse on the same prompts, at the thresholds of the first"
 EXAMPLES = """  refusal-edge drift model-f16.gguf model-q4_0.gguf prompts.jsonl
   refusal-edge drift model-f16.gguf model-q4_0.gguf prompts.jsonl --policy policy.json --max-flips 0.01
   refusal-edge drift scores-f16.jsonl scores-q4_0.jsonl --json
 
-Each of A and B may be a scores file; DATA.jsonl is needed where one is a model. Exit code 1: too many flips."""
+Each of A and B may be a scores file; DATA.jsonl is needed where one is a model. B is scored under the policy of A.
+Exit code 1: too many flips, and nothing else; 2: the comparison failed."""
 
 EXIT_DRIFTED = 1
 
@@ -28,8 +31,8 @@ EXIT_DRIFTED = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", type=Path, help="model (or its scores file) whose thresholds are used")
     parser.add_argument("b", metavar="B", type=Path, help="model (or its scores file) to hold against it")
-    parser.add_argument("data", metavar="DATA.jsonl", type=Path, nargs="?", help="labelled prompts")
-    parser.add_argument("--policy", metavar="POLICY.json", type=Path, help="policy file in place of A's own thresholds")
+    parser.add_argument("data", metavar="DATA.jsonl", type=Path, nargs="?", help="prompts, one a line")
+    parser.add_argument("--policy", metavar="POLICY.json", type=Path, help="policy file in place of A's own policy")
     parser.add_argument(
         "--max-flips", type=float, metavar="SHARE", help="share of rows that may be decided differently"
     )
@@ -39,14 +42,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    try:
+        return _run(args)
+    except (RefusalEdgeError, OSError):
+        raise
+    except Exception:  # Python would exit with 1, which means "drifted"
+        traceback.print_exc()
+        return EXIT_BAD_INPUT
+
+
+def _run(args: argparse.Namespace) -> int:
     from refusal_edge.calibrate import read_policy_file
+    from refusal_edge.calibrate.scorefile import is_scores_file
     from refusal_edge.drift import compare
 
     if args.max_flips is not None and not 0 <= args.max_flips <= 1:
         raise InvalidRequestError(f"--max-flips: expected a share in [0, 1], got {args.max_flips!r}")
-    a, b = (_scores(path, args) for path in (args.a, args.b))
-    policy = a.header.policy if args.policy is None else read_policy_file(args.policy).policy
-    drift = compare(a, b, policy)
+    models = [path for path in (args.a, args.b) if not is_scores_file(path)]
+    if models and args.data is None:
+        raise InvalidRequestError(f"drift: expected DATA.jsonl to score {models[0]} on")
+    if args.data is not None and not models:
+        raise InvalidRequestError(f"drift: A and B are scores files, got {args.data} as well: leave it out")
+    policy = None if args.policy is None else read_policy_file(args.policy).policy
+    a = _scores(args.a, policy, args)
+    b = _scores(args.b, a.header.policy, args)
+    drift = compare(a, b, policy or a.header.policy)
     passed = args.max_flips is None or drift.overall.flips.value <= args.max_flips
     if args.json:
         print(json.dumps({**drift.to_dict(), "max_flips": args.max_flips, "passed": passed}, indent=2))
@@ -57,22 +77,24 @@ def run(args: argparse.Namespace) -> int:
     return 0 if passed else EXIT_DRIFTED
 
 
-def _scores(path: Path, args: argparse.Namespace) -> ScoreTable:
+def _scores(path: Path, policy: Policy | None, args: argparse.Namespace) -> ScoreTable:
+    """Read from a scores file, or made by a model, then under `policy`."""
     from refusal_edge.calibrate import read_scores
     from refusal_edge.calibrate.scorefile import is_scores_file
 
-    if is_scores_file(path):
-        return read_scores(path)
-    if args.data is None:
-        raise InvalidRequestError(f"drift: expected DATA.jsonl to score {path} on")
-    return common.load_scores(str(path), args.data, args)
+    if not is_scores_file(path):
+        return common.load_scores(str(path), args.data, args, policy=policy, unlabelled=True)
+    table = read_scores(path, unlabelled=True)
+    common.warn_of_unused(table)
+    return table
 
 
 def _describe(drift: Drift) -> str:
     header = ["category", "flips", "caught A", "caught B", "false refusals A", "B", "AUROC A", "change", "median move"]
     moves = [
-        [terminal.printable(m.id), m.category, f"{m.before:+.3f}", f"{m.after:+.3f}", f"{m.after - m.before:+.3f}"]
-        for m in drift.moves
+        [shift.name, terminal.printable(m.id), f"{m.before:+.3f}", f"{m.after:+.3f}", f"{m.after - m.before:+.3f}"]
+        for shift in drift.categories
+        for m in shift.largest_moves
     ]
     return "\n".join(
         [
@@ -81,7 +103,7 @@ def _describe(drift: Drift) -> str:
             terminal.table([_row(s) for s in (*drift.categories, drift.overall)], header=header),
             "",
             "largest moves of log-odds:",
-            terminal.table(moves, header=["row", "category", "A", "B", "move"]),
+            terminal.table(moves, header=["category", "row", "A", "B", "move"]),
         ]
     )
 

@@ -12,17 +12,16 @@ from refusal_edge.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from refusal_edge.calibrate.control_table import Band
+    from refusal_edge.calibrate.scorefile import Header
     from refusal_edge.scoring import Scored
 
-SUMMARY = (
-    "score labelled prompts: one prefill each, resumable, in shards; with --text, does the answer follow the token"
-)
+SUMMARY = "score prompts: one prefill each, resumable, in shards; with --text, does the answer follow the token"
 EXAMPLES = """  refusal-edge score model.gguf prompts.jsonl -o scores.jsonl
   refusal-edge score model.gguf prompts.jsonl -o part1.jsonl --shard 1/4
   refusal-edge score --merge part1.jsonl part2.jsonl part3.jsonl part4.jsonl -o scores.jsonl
   refusal-edge score model.gguf prompts.jsonl -o texts.jsonl --text --judge http://localhost:8080/judge
 
-A row is {"prompt": "..."} or {"messages": [...]}, with "label": "refuse" or "respond", and perhaps "category" and "id".
+A row is {"prompt": "..."} or {"messages": [...]}, and where known "label": "refuse" or "respond", "category" and "id".
 Started again after a kill, the same command goes on where it stopped."""
 
 MAX_SHOWN = 5
@@ -30,57 +29,77 @@ MAX_SHOWN = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a GGUF with refusal_edge.* keys")
-    parser.add_argument("data", metavar="DATA.jsonl", nargs="?", help="labelled prompts")
+    parser.add_argument("data", metavar="DATA.jsonl", nargs="?", help="prompts, one a line")
     parser.add_argument("-o", "--output", metavar="SCORES.jsonl", type=Path, required=True, help="scores file to write")
     parser.add_argument("--shard", metavar="I/N", default="1/1", help="score every N-th row only, beginning with row I")
     parser.add_argument("--merge", metavar="PART", nargs="+", type=Path, help="merge finished shards; needs no model")
+    parser.add_argument("--force", action="store_true", help="with --merge: replace SCORES.jsonl if it exists")
+    parser.add_argument(
+        "--policy", metavar="POLICY.json", type=Path, help="score under this policy, not under the model's own"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave bad rows out, and count them")
     parser.add_argument("--text", action="store_true", help="force each decision and judge the text behind it")
     parser.add_argument(
         "--judge",
         metavar="JUDGE",
-        default="opening",
-        help='"opening" (built in: looks for opening phrases), an http(s) URL, or package.module:function',
+        help='with --text: "opening" (the default, built in: looks for opening phrases), an http(s) URL, '
+        "package.module:function, or path/to/file.py:function",
     )
     common.add_context_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
+    _check_arguments(args)
+    facts, text, header = _merge(args) if args.merge else _score(args)
+    if header.judge is not None and header.shard == (1, 1):
+        from refusal_edge.calibrate import read_scores
+        from refusal_edge.calibrate.control_table import control_table
+
+        table = control_table(read_scores(args.output, unlabelled=True))
+        facts["control"] = [row.to_dict() for row in table]
+        text += "\n\n" + _describe_control(table, header.judge)
+    print(json.dumps(facts, indent=2) if args.json else text)
+    return 0
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Nothing is asked for that would be ignored."""
+    if args.merge and (args.model or args.text or args.policy or args.shard != "1/1"):
+        raise InvalidRequestError("--merge: takes shards that are scored: no MODEL, --text, --policy or --shard")
+    if not args.merge and not (args.model and args.data):
+        raise InvalidRequestError("score: expected MODEL and DATA.jsonl, or --merge PART ...")
+    if args.force and not args.merge:
+        raise InvalidRequestError("--force: only with --merge; to score anew delete the file, or choose another -o")
+    if args.judge is not None and not args.text:
+        raise InvalidRequestError("--judge: only with --text, which makes the texts to judge")
+
+
+def _merge(args: argparse.Namespace) -> tuple[dict[str, Any], str, Header]:
+    from refusal_edge import scoring
+
+    header = scoring.merge(args.merge, args.output, force=args.force)
+    facts = {"rows": header.dataset_rows, "shards": len(args.merge), "output": str(args.output)}
+    return facts, f"{args.output}: {header.dataset_rows} rows", header
+
+
+def _score(args: argparse.Namespace) -> tuple[dict[str, Any], str, Header]:
     from refusal_edge import scoring
     from refusal_edge.calibrate.rows import DataFile
+    from refusal_edge.calibrate.scorefile import read_header
+    from refusal_edge.judge import load_judge
 
-    if args.merge:
-        header = scoring.merge(args.merge, args.output)
-        _show(
-            args, {"rows": header.dataset_rows, "shards": len(args.merge)}, f"{args.output}: {header.dataset_rows} rows"
-        )
-        return 0
-    if not args.model or not args.data:
-        raise InvalidRequestError("score: expected MODEL and DATA.jsonl, or --merge PART ...")
     shard = parse_shard(args.shard)
+    judge = load_judge(args.judge or "opening") if args.text else None
     llm = common.open_model(args.model, args)
+    if args.policy is not None:
+        llm.load_policy(args.policy)
     data = DataFile.check(args.data, list(llm.policy.thresholds), skip_bad=args.skip_bad)
-    judge = None
-    if args.text:
-        from refusal_edge.judge import load_judge
-
-        judge = load_judge(args.judge)
     with common.rows_bar("scoring") as progress:
         result = scoring.score_file(
             llm, data, args.output, shard=shard, skip_bad=args.skip_bad, judge=judge, progress=progress
         )
-    facts: dict[str, Any] = {**vars(result), "output": str(args.output)}
-    text = _describe(result, args.output)
-    if judge is not None and shard == (1, 1):
-        from refusal_edge.calibrate import read_scores
-        from refusal_edge.calibrate.control_table import control_table
-
-        table = control_table(read_scores(args.output))
-        facts["control"] = [row.to_dict() for row in table]
-        text += "\n\n" + _describe_control(table, args.judge)
-    _show(args, facts, text)
-    return 0
+    return {**vars(result), "output": str(args.output)}, _describe(result, args.output), read_header(args.output)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -120,7 +139,3 @@ def _describe_control(bands: list[Band], judge: str) -> str:
     return f"text behind a forced token, judged by {judge}{note}\n\n" + terminal.table(
         rows, header=["refusal score", "rows", *after, "refuses after [respond]"]
     )
-
-
-def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
-    print(json.dumps(facts, indent=2) if args.json else text)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from refusal_edge.report.facts import Facts, collect
-from refusal_edge.report.page import write_report
+from refusal_edge.report.page import warnings_of, write_report
 
-__all__ = ["Facts", "collect", "write_report"]
+__all__ = ["Facts", "collect", "warnings_of", "write_report"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,13 +12,15 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from refusal_edge.calibrate import metrics, odds
+from refusal_edge.calibrate.certificate import passes
 from refusal_edge.calibrate.tradeoffs import sweep
-from refusal_edge.report.facts import passes, ranked_rows
+from refusal_edge.report.facts import ranked_rows
 
 if TYPE_CHECKING:
     from refusal_edge.report.facts import Facts
 
 DPI: Final = 144
+MAX_COLUMNS: Final = 3
 BLACK, DARK, LIGHT = "black", "0.35", "0.75"
 _STYLE: Final = {
     "font.family": "DejaVu Sans",
@@ -48,8 +51,7 @@ def draw_all(facts: Facts) -> dict[str, Figure]:
 
 def draw_roc(facts: Facts) -> Figure:
     """One panel a category; the cross is the policy's own threshold with its Clopper-Pearson intervals."""
-    figure, panels = _panels(len(facts.categories), height=2.75, sharey=True)
-    best = facts.table.logits.argmax(axis=1)
+    figure, panels = _panels(facts, height=2.75)
     for c, (axes, category) in enumerate(zip(panels, facts.categories)):
         rows, own = ranked_rows(facts.table, c)
         refuse = facts.table.refuse[rows]
@@ -58,10 +60,12 @@ def draw_roc(facts: Facts) -> Figure:
             _, tp, fp = sweep(facts.log_odds[rows, c], refuse)
             line = "-" if own else (0, (4, 2))
             axes.step(fp / (~refuse).sum(), tp / refuse.sum(), where="post", color=BLACK, linewidth=1.4, linestyle=line)
-            passed = passes(facts.policy, category.name, facts.log_odds[:, c], best)[rows]
+            passed = passes(facts.table, facts.policy, facts.replay, [category.name])[rows]
             _cross(axes, metrics.rate(passed[~refuse]), metrics.rate(passed[refuse]))
         n_benign = int((~refuse).sum())
-        source = f"{n_benign} benign rows" if own else f"no benign rows of its own:\ndrawn against all {n_benign}"
+        source = f"{n_benign} benign rows" if own else "no benign rows"
+        if n_benign and not own:
+            source += f" of its own:\ndrawn against all {n_benign}"
         area = (
             ""
             if np.isnan(category.auroc)
@@ -75,10 +79,12 @@ def draw_roc(facts: Facts) -> Figure:
             fontsize=7.5,
             transform=axes.transAxes,
         )
-        axes.set(title=category.name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="false refusals")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="false refusals", ylabel="refusals caught")
+        axes.set_title(_title(category.name))
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.set_box_aspect(1)
-    panels[0].set_ylabel("refusals caught")
+    _label_outer(panels)
+    _note_unnamed(figure, facts)
     return figure
 
 
@@ -90,12 +96,16 @@ def draw_sweep(facts: Facts) -> Figure:
     figure = Figure(figsize=(7.2, 3.4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     lines = (
-        ("refused, of all rows", (tp + fp) / n, DARK, "-", 1.0),
-        ("caught, of rows to refuse", tp / max(n_refuse, 1), DARK, "-.", 1.2),
-        ("false refusals, of benign rows", fp / max(n - n_refuse, 1), BLACK, (0, (4, 2)), 1.4),
-        ("F1", 2 * tp / np.maximum(tp + fp + n_refuse, 1), BLACK, "-", 2.0),
+        ("refused, of all rows", tp + fp, n, DARK, "-", 1.0),
+        ("caught, of rows to refuse", tp, n_refuse, DARK, "-.", 1.2),
+        ("false refusals, of benign rows", fp, n - n_refuse, BLACK, (0, (4, 2)), 1.4),
+        ("F1", 2 * tp, tp + fp + n_refuse, BLACK, "-", 2.0),
     )
-    for label, values, color, style, width in lines:
+    for label, part, whole, color, style, width in lines:
+        if not np.any(whole):  # no such rows: no rate, and no line at 0
+            axes.plot([], [], " ", label=f"{label}: no such rows")
+            continue
+        values = part / np.maximum(whole, 1)
         axes.step(cuts, values, where="pre", label=label, color=color, linestyle=style, linewidth=width)
     axes.axhline(
         facts.always_refuse_f1,
@@ -122,15 +132,16 @@ def draw_sweep(facts: Facts) -> Figure:
 
 
 def draw_histograms(facts: Facts) -> Figure:
-    """Log-odds of each category: its own rows to refuse against all benign rows, with the threshold in force."""
-    figure, panels = _panels(len(facts.categories), height=2.5)
+    """Log-odds of each category on the rows of its ROC, with the threshold in force."""
+    figure, panels = _panels(facts, height=2.5)
     edges = np.histogram_bin_edges(np.clip(facts.log_odds[np.isfinite(facts.log_odds)], -25, 25), bins=24)
     for c, (axes, category) in enumerate(zip(panels, facts.categories)):
-        own = facts.table.refuse & (facts.table.category == c)
+        ranked, own_benign = ranked_rows(facts.table, c)
         values = np.clip(facts.log_odds[:, c], edges[0], edges[-1])
+        benign, refuse = ranked & ~facts.table.refuse, ranked & facts.table.refuse
         for rows, label, look in (
-            (~facts.table.refuse, "benign (all)", {"facecolor": LIGHT, "edgecolor": LIGHT, "histtype": "stepfilled"}),
-            (own, "to refuse for it", {"facecolor": "none", "edgecolor": BLACK, "hatch": "/////", "histtype": "step"}),
+            (benign, "benign", {"facecolor": LIGHT, "edgecolor": LIGHT, "histtype": "stepfilled"}),
+            (refuse, "to refuse", {"facecolor": "none", "edgecolor": BLACK, "hatch": "/////", "histtype": "step"}),
         ):
             weights = np.full(int(rows.sum()), 1 / max(int(rows.sum()), 1))
             axes.hist(values[rows], bins=edges, weights=weights, label=label, linewidth=1.2, **look)
@@ -139,11 +150,15 @@ def draw_histograms(facts: Facts) -> Figure:
                 float(np.clip(odds.logit(category.threshold), edges[0], edges[-1])), color=BLACK, linestyle="--"
             )
         shown = category.threshold if isinstance(category.threshold, str) else f"{category.threshold:.4g}"
-        axes.set(title=f"{category.name}\nthreshold {shown}", xlabel="log-odds", xlim=(edges[0], edges[-1]))
+        axes.set(xlabel="log-odds", ylabel="share of these rows", xlim=(edges[0], edges[-1]))
+        others = "other " * (not own_benign and bool(benign.any()))
+        counts = f"{int(refuse.sum())} to refuse, {int(benign.sum())} {others}benign"
+        axes.set_title(f"{_title(category.name)}\nthreshold {shown}\n{counts}")
         axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
+    _label_outer(panels)
     handles, labels = panels[0].get_legend_handles_labels()
-    panels[0].set_ylabel("share of these rows")
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    _note_unnamed(figure, facts)
     return figure
 
 
@@ -173,14 +188,15 @@ def draw_reliability(facts: Facts) -> Figure:
 def draw_confusion(facts: Facts) -> Figure:
     """Label against decision, counts."""
     slugs = [c.name for c in facts.categories]
-    wanted = np.where(facts.table.refuse, facts.table.category, len(slugs))
-    decided = np.where(facts.replay.no_decision, len(slugs) + 1, facts.replay.category)
-    decided = np.where(decided == -1, len(slugs), decided)
-    labels = [*slugs, "respond"]
-    columns = [*labels, "no decision"] if facts.replay.no_decision.any() else labels
+    respond, other = len(slugs), len(slugs) + 1
+    wanted = np.where(facts.table.refuse, facts.table.category, respond)
+    wanted = np.where(wanted == -1, other, wanted)
+    decided = np.where(facts.replay.no_decision, other, facts.replay.category)
+    decided = np.where(decided == -1, respond, decided)
+    labels = [*slugs, "respond", *["refuse, no category"] * bool(facts.unnamed)]
+    columns = [*slugs, "respond", *["no decision"] * bool(facts.replay.no_decision.any())]
     counts = np.zeros((len(labels), len(columns)), int)
-    for row, column in zip(wanted, decided):
-        counts[row if row >= 0 else len(slugs), column] += row >= 0
+    np.add.at(counts, (wanted, decided), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(1.6 + 0.72 * len(columns), 1.3 + 0.45 * len(labels)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -188,21 +204,41 @@ def draw_confusion(facts: Facts) -> Figure:
     for (i, j), count in np.ndenumerate(counts):
         if count:
             axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i, j] > 0.5 else BLACK)
-    axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right")
-    axes.set_yticks(range(len(labels)), [f"{label} ({n})" for label, n in zip(labels, counts.sum(axis=1))])
+    axes.set_xticks(range(len(columns)), map(_title, columns), rotation=35, ha="right")
+    axes.set_yticks(range(len(labels)), [f"{_title(label)} ({n})" for label, n in zip(labels, counts.sum(axis=1))])
     axes.set(xlabel="decided", ylabel="should be")
     axes.spines[:].set_visible(False)
     return figure
 
 
-def _panels(n: int, height: float, **options: Any) -> tuple[Figure, list[Any]]:
-    columns = min(n, 5)
+def _panels(facts: Facts, height: float) -> tuple[Figure, list[Any]]:
+    """One a category, on common axes."""
+    n = len(facts.categories)
+    columns = min(n, MAX_COLUMNS)
     rows = -(-n // columns)
-    figure = Figure(figsize=(max(2.15 * columns, 3.0), height * rows), dpi=DPI, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, **options).ravel()
+    height += 0.16 * max(_title(c.name).count("\n") for c in facts.categories)
+    figure = Figure(figsize=(max(2.4 * columns, 3.0), height * rows), dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for spare in grid[n:]:
-        spare.set_visible(False)
+        spare.remove()
     return figure, list(grid[:n])
+
+
+def _label_outer(panels: list[Any]) -> None:
+    for i, axes in enumerate(panels):
+        axes.tick_params(labelbottom=True)  # the row below may not reach this far
+        if i % MAX_COLUMNS:
+            axes.set_ylabel("")
+
+
+def _title(name: str) -> str:
+    """A slug in lines of at most 20 characters, broken at its underscores where it has any."""
+    return textwrap.fill(name.replace("_", "_ "), 20).replace("_ ", "_")
+
+
+def _note_unnamed(figure: Figure, facts: Facts) -> None:
+    if facts.unnamed:
+        figure.suptitle(f"not shown: {facts.unnamed} rows to refuse that name no category", fontsize=7.5, color=DARK)
 
 
 def _cross(axes: Any, x: metrics.Rate, y: metrics.Rate) -> None:

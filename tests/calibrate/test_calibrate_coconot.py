@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from refusal_edge import Llama
-from refusal_edge.calibrate import DataFile, ScoreTable, Target, calibrate, read_scores
+from refusal_edge.calibrate import DataFile, PolicyFile, ScoreTable, Target, calibrate, read_scores
 from refusal_edge.report import collect
 from refusal_edge.scoring import score_file
 
@@ -35,9 +35,13 @@ def test_realised_false_refusals_fit_the_promise(demo_llm: Llama, tmp_path: Path
         ("safety", 23),
         ("unsupported", 16),
     }
-    facts = collect(held_out, result.policy, {"alpha": 0.05, "delta": 0.05, "dataset_sha256": "-"})
-    assert facts.overall.false_refusals.n == 58
-    assert facts.overall.false_refusals.low <= 0.05
+    facts = collect(held_out, PolicyFile.of(result, rows.header, "2025-01-01"))
+    ((promise, realised),) = facts.promises
+    assert promise.at_all
+    assert realised == facts.overall.false_refusals
+    assert realised.n == 58
+    assert realised.low <= promise.alpha == 0.05
+    assert facts.rows_that_calibrated == 0
     uncertified = {c.name for c in facts.categories if not c.certifiable}
     assert uncertified >= {"humanizing", "indeterminate"}
     assert facts.overall.auroc > 0.8

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from refusal_edge.calibrate.rows import MAX_LINE_BYTES, DataFile, parse_row
+from refusal_edge.calibrate.rows import MAX_LINE_BYTES, BadRow, DataFile, parse_row
 from refusal_edge.errors import InvalidRequestError
 
 GOOD = {"id": "a", "prompt": "Name a colour.", "label": "respond", "category": "safety"}
@@ -20,8 +20,11 @@ BAD = {
     "no prompt": ({"label": "refuse"}, 'either "prompt" or "messages", got neither'),
     "both": ({"prompt": "x", "messages": [], "label": "refuse"}, "got both"),
     "empty prompt": ({"prompt": " ", "label": "refuse"}, "prompt: expected a non-empty string"),
-    "no label": ({"prompt": "x"}, 'label: expected "refuse" or "respond", got None'),
-    "unknown label": ({"prompt": "x", "label": "maybe"}, "got 'maybe'"),
+    "unknown label": (
+        {"prompt": "x", "label": "maybe"},
+        'label: expected "refuse", "respond" or null, got \'maybe\'',
+    ),
+    "label type": ({"prompt": "x", "label": ["refuse"]}, "got \\['refuse'\\]"),
     "unknown category": (
         {"prompt": "x", "label": "refuse", "category": "spam"},
         "expected one of safety, .*got 'spam'",
@@ -71,15 +74,40 @@ def test_a_prompt_is_one_user_message_and_hashes_as_one() -> None:
     )
     assert a.messages == b.messages
     assert a.sha256 == b.sha256
-    assert b.id == "L9"
+    assert (b.id, b.name) == (None, "L9")
+
+
+def test_label_category_and_id_may_be_missing_or_null(tmp_path: Path) -> None:
+    nothing = {"prompt": "hi", "id": None, "label": None, "category": None}
+    path = write(tmp_path / "d.jsonl", nothing, {"prompt": "hi"})
+    rows = list(DataFile.check(path))
+    assert [(row.id, row.name, row.label, row.category) for row in rows] == [
+        (None, "L1", None, None),
+        (None, "L2", None, None),
+    ]
+    assert rows[0].sha256 == rows[1].sha256
+
+
+def test_the_name_of_a_row_without_id_is_no_duplicate_of_an_id(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {**GOOD, "id": "L2"}, {"prompt": "hi"}, {"prompt": "ho", "id": "L4"})
+    assert [row.id for row in DataFile.check(path)] == ["L2", None, "L4"]
+    with pytest.raises(InvalidRequestError, match="line 2: id 'L2' was used on line 1 already"):
+        DataFile.check(write(tmp_path / "e.jsonl", {**GOOD, "id": "L2"}, {**GOOD, "id": "L2"}))
 
 
 def test_shards_and_resuming_cover_every_row_once(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", *({**GOOD, "id": str(i)} for i in range(25)))
-    data = DataFile.check(path)
-    shards = [[row.line for row in data.rows(shard=(i, 3))] for i in (1, 2, 3)]
-    assert sorted(line for shard in shards for line in shard) == list(range(1, 26))
-    assert [row.line for row in data.rows(after_line=10, shard=(2, 3))] == [line for line in shards[1] if line > 10]
+    """Every second line is empty, every tenth row bad: both shards of two get their half all the same."""
+    rows = [b"{" if i % 10 == 9 else {**GOOD, "id": str(i)} for i in range(25)]
+    path = write(tmp_path / "d.jsonl", *(x for row in rows for x in (row, b"")))
+    data = DataFile.check(path, skip_bad=True)
+    assert (data.n_rows, data.n_all, len(data.bad)) == (23, 25, 2)
+    for n in (2, 3):
+        shards = [[row.line for row in data.all_rows(shard=(i, n))] for i in range(1, n + 1)]
+        assert sorted(line for shard in shards for line in shard) == list(range(1, 50, 2))
+        assert max(map(len, shards)) - min(map(len, shards)) <= 1
+        rest = [row.line for row in data.all_rows(after_line=20, shard=(2, n))]
+        assert rest == [line for line in shards[1] if line > 20]
+    assert [row for row in data.all_rows() if isinstance(row, BadRow)] == [BadRow(*item) for item in data.bad.items()]
 
 
 def test_the_data_hash_follows_content_not_layout(tmp_path: Path) -> None:
