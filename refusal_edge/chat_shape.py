@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +20,21 @@ class ChatShape:
         details: `Decision.to_dict()`, given as `refusal_details`.
         as_content: a refusal's text goes to `content` too, for clients that do not read `refusal`.
         decoded_control_token: 1 if a control token was generated before the text, else 0.
+        remember: is told the text.
     """
 
     refused: bool
     details: dict[str, Any]
     as_content: bool
     decoded_control_token: int
+    remember: Callable[[str], None]
 
     def completion(self, response: Response) -> Response:
         """A chat completion of llama-cpp-python, reshaped."""
         (choice,) = response["choices"]
         message = choice["message"]
         text = message.get("content")
+        self.remember(text or "")
         content = text if not self.refused or self.as_content else None
         refusal = text if self.refused else None
         choice["message"] = {**message, "content": content, "refusal": refusal, "refusal_details": self.details}
@@ -43,15 +46,19 @@ class ChatShape:
 
     def chunks(self, chunks: Iterable[Response]) -> Iterator[Response]:
         """Chunks of a stream, reshaped; the first and the last carry `refusal_details`."""
-        first = True
-        for chunk in chunks:
-            (choice,) = chunk["choices"]
-            choice["delta"] = self._delta(choice["delta"], first)
-            choice["logprobs"] = self._logprobs(choice.get("logprobs"))
-            if first or choice["finish_reason"] is not None:
-                chunk["refusal_details"] = self.details
-            first = False
-            yield chunk
+        first, text = True, ""
+        try:
+            for chunk in chunks:
+                (choice,) = chunk["choices"]
+                text += choice["delta"].get("content") or ""
+                choice["delta"] = self._delta(choice["delta"], first)
+                choice["logprobs"] = self._logprobs(choice.get("logprobs"))
+                if first or choice["finish_reason"] is not None:
+                    chunk["refusal_details"] = self.details
+                first = False
+                yield chunk
+        finally:  # also what a client had seen when it closed the stream
+            self.remember(text)
 
     def _delta(self, delta: dict[str, Any], first: bool) -> dict[str, Any]:
         if first:

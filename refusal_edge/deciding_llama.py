@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refusal_edge import _native, host
+from refusal_edge.batch import use_adapter
 from refusal_edge.boundaries import Boundaries
 from refusal_edge.decision import Decision
 from refusal_edge.errors import (
@@ -25,6 +26,7 @@ from refusal_edge.errors import (
     MetadataError,
     RefusedError,
 )
+from refusal_edge.exclusive import Closed, Exclusive
 from refusal_edge.keys import Stamp
 from refusal_edge.loading import check_loadable
 from refusal_edge.numbers import as_integer, shown
@@ -42,7 +44,7 @@ PolicyLike = Policy | Mapping[str, Any]
 _REMEMBERED_TEXTS: Final = 64
 """Texts whose tokens are kept: system prompts and earlier turns come again with every request."""
 
-_generate: Final = arguments_of(llama_cpp.Llama.generate)
+_generation: Final = arguments_of(llama_cpp.Llama.generate)
 
 
 class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
@@ -60,6 +62,7 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         self._stack = contextlib.ExitStack()  # which close() needs, however far this gets
+        self._exclusive = Exclusive()
         self._turn: Turn | None = None
         self._chain: Chain | None = None
         self._prompts: PromptTokenizer | None = None
@@ -76,8 +79,16 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
 
     def _load(self, path: str, kwargs: dict[str, Any]) -> None:
         check_loadable(path, kwargs)
+        adapter = kwargs.get("lora_path")
+        if adapter:  # llama-cpp-python would use one that llama.cpp could not load
+            kwargs = {**kwargs, "lora_path": None, "use_mmap": False}
         try:
             super().__init__(path, **kwargs)
+            if adapter:
+                self._load_adapter(adapter)
+        except MemoryError as error:
+            self.close()
+            raise InvalidRequestError(f"n_ctx, n_batch: no memory for as many tokens ({error})") from None
         except jinja2.TemplateError as error:
             self.close()
             raise MetadataError(f"{path}: tokenizer.chat_template: {error}") from None
@@ -102,6 +113,16 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
                 f"{path}: no chat template: chats are written as {self.chat_format!r}, which the model may not know, "
                 "and decided off-template; give chat_format or chat_handler"
             )
+
+    def _load_adapter(self, path: str) -> None:
+        self._lora_adapter = llama_cpp.llama_adapter_lora_init(self._model.model, path.encode()) or None
+        if self._lora_adapter is None:
+            raise InvalidRequestError(
+                f"lora_path: {path}: llama.cpp cannot use it with this model (verbose=True shows its own words)"
+            )
+        self._stack.callback(llama_cpp.llama_adapter_lora_free, self._lora_adapter)
+        self.lora_path = path
+        use_adapter(self._ctx, self)
 
     def _read_stamp(self, policy: Policy | None) -> None:
         stamp = Stamp.from_kv(self.metadata, self._n_vocab)
@@ -152,10 +173,14 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
             history alone: before an end-of-generation token.
 
         Raises:
-            As `decide`, and InvalidRequestError for a control token in the turn that is to be decided.
+            As `decide`, InvalidRequestError for a control token in the turn that is to be decided, and StateError where
+            another request has used the context since the last token.
         """
+        return self._exclusive.steps(self._generate(tokens, *args, **kwargs))
+
+    def _generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         turn, self._turn = self._turn or Turn(self.policy), None
-        arguments = _generate(self, tokens, *args, **kwargs)
+        arguments = _generation(self, tokens, *args, **kwargs)
         ids = [*([] if arguments["reset"] else self._input_ids.tolist()), *self._prompt_ids(tokens)]
         if turn.decision is None:
             self._check_undecided(ids)
@@ -166,6 +191,8 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
                 raise RefusedError(turn.decision)
         if turn.refused:
             arguments["grammar"] = None
+        if arguments["stopping_criteria"] is not None:
+            arguments["stopping_criteria"] = self._exclusive.outside(arguments["stopping_criteria"])
         if turn.first is not None and (turn.control_token is not None or arguments["grammar"] is None):
             more = yield turn.first
             ids += [turn.first, *(more or ())]
@@ -195,30 +222,65 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
 
     def sample(self, *args: Any, **kwargs: Any) -> int:
         """As `llama_cpp.Llama.sample`: one token of the last logits, never a control token; nothing is decided."""
-        alone = self._sampler is None
-        if self._requires_eval and self.n_tokens > 0:
-            self._prefill(self._input_ids.tolist())
-        token: int = super().sample(*args, **kwargs)
-        if alone and self._chain is not None:
-            self._chain.close()
-        return token
+        with self._exclusive:
+            self._exclusive.changed()
+            alone = self._sampler is None
+            if self._requires_eval and self.n_tokens > 0:
+                self._prefill(self._input_ids.tolist())
+            token: int = super().sample(*args, **kwargs)
+            if alone and self._chain is not None:
+                self._chain.close()
+            return token
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """As `llama_cpp.Llama.eval`; a stream that is still open cannot go on after it."""
+        with self._exclusive:
+            self._exclusive.changed()
+            super().eval(tokens)
+
+    def reset(self) -> None:
+        """As `llama_cpp.Llama.reset`; a stream that is still open cannot go on after it."""
+        with self._exclusive:
+            self._exclusive.changed()
+            super().reset()
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """As `llama_cpp.Llama.embed`; a stream that is still open cannot go on after it."""
+        with self._exclusive:
+            self.reset()
+            return super().embed(*args, **kwargs)
+
+    def save_state(self) -> llama_cpp.LlamaState:
+        """As `llama_cpp.Llama.save_state`."""
+        with self._exclusive:
+            return super().save_state()
+
+    def load_state(self, state: llama_cpp.LlamaState) -> None:
+        """As `llama_cpp.Llama.load_state`; a stream that is still open cannot go on after it."""
+        with self._exclusive:
+            self._exclusive.changed()
+            super().load_state(state)
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Chain:
         check_grammar(self._model.vocab, kwargs.get("grammar"))
+        self._exclusive.changed()  # an open stream loses its sampler
         if self._chain is not None:
             self._chain.close()
         processors = kwargs.get("logits_processor")
         watch = None if processors is None else ProcessorWatch(processors)
-        kwargs["logits_processor"] = None if watch is None else [watch]
+        kwargs["logits_processor"] = None if watch is None else [self._exclusive.outside(watch)]
         self._chain = guarded(super()._init_sampler(*args, **kwargs), self._policy, self._n_vocab)
         self._chain.watch = watch
         return self._chain
 
     def close(self) -> None:
-        """Frees the model; the instance is of no use afterwards."""
-        if self._chain is not None:
-            self._chain.close()
-        super().close()
+        """Frees the model, once a running step is done; the instance is of no use afterwards."""
+        with self._exclusive:
+            if self._chain is not None:
+                self._chain.close()
+            super().close()
+            closed: Any = Closed()
+            self._model = self._ctx = self._batch = self.tokenizer_ = self._prompts = closed
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "policy": self.policy, "placement": self.placement}
@@ -246,16 +308,17 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
     def _decide_ids(self, ids: list[int], policy: Policy) -> Decision:
         if self.model_params.vocab_only:
             raise InvalidRequestError("the model was loaded with vocab_only=True: load it without to decide")
-        self._check_length(len(ids))
+        check_length(len(ids), self._n_ctx)
         calibrated = self._is_calibrated(policy)
-        if (logits := self._boundaries.get(ids)) is not None:
-            return _native.decide(logits, policy, calibrated=calibrated)
-        if self._on_backend and (decision := self._decide_on_backend(ids, policy, calibrated)) is not None:
+        with self._exclusive:
+            if (logits := self._boundaries.get(ids)) is not None:
+                return _native.decide(logits, policy, calibrated=calibrated)
+            if self._on_backend and (decision := self._decide_on_backend(ids, policy, calibrated)) is not None:
+                return decision
+            self._prefill(ids)
+            decision = self._decider.decide(self._ctx, policy, calibrated=calibrated)
+            self._boundaries.put(ids, last_logits(self._ctx, self._n_vocab))
             return decision
-        self._prefill(ids)
-        decision = self._decider.decide(self._ctx, policy, calibrated=calibrated)
-        self._boundaries.put(ids, last_logits(self._ctx, self._n_vocab))
-        return decision
 
     def _decide_on_backend(self, ids: list[int], policy: Policy, calibrated: bool) -> Decision | None:
         """None where only the CPU can decide. Raw logits never get here, so nothing is remembered."""
@@ -280,7 +343,7 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         """The id of a policy that was calibrated for this file; warns where its pins say that it was for another."""
         if calibration is None:
             return None
-        if broken := broken_pins(calibration, self.metadata):
+        if broken := broken_pins(calibration, self.metadata, policy, self.model_path):
             self._warn_once(f"{self.model_path}: not calibrated for this file: {'; '.join(broken)}")
             return None
         return policy.policy_id
@@ -329,9 +392,6 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
                 )
             if llama_cpp.llama_vocab_is_eog(self._model.vocab, token_id):
                 return
-
-    def _check_length(self, n_tokens: int) -> None:
-        check_length(n_tokens, self._n_ctx)
 
     def _tokenizer(self) -> PromptTokenizer:
         if self._prompts is None:

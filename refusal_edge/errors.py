@@ -9,6 +9,7 @@
     +-- ConversionError      (ValueError)    a checkpoint that cannot be converted as asked
     |   +-- FormatError                      a safetensors, GGUF or tokenizer file that is broken or hostile
     +-- HostError            (ImportError)   the loaded llama-cpp-python library does not fit
+    +-- StateError           (RuntimeError)  a `Llama` that is closed, or that another request has used meanwhile
     +-- RefusedError         (Exception)     on_refuse="raise": the policy refused; carries the decision
 
 A message names the thing, its allowed range and the value it got, on one line, and says what to do next.
@@ -32,6 +33,7 @@ __all__ = [
     "PromptTooLongError",
     "RefusalEdgeError",
     "RefusedError",
+    "StateError",
 ]
 
 
@@ -69,6 +71,10 @@ class FormatError(ConversionError):
 
 class HostError(RefusalEdgeError, ImportError):
     """The loaded llama-cpp-python library does not match what the native sampler was built for."""
+
+
+class StateError(RefusalEdgeError, RuntimeError):
+    """A `Llama` cannot be used now: it is closed, or busy with, or was used by, another request."""
 
 
 class RefusedError(RefusalEdgeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Final, NamedTuple
 
@@ -19,11 +19,13 @@ from refusal_edge.deciding_llama import DecidingLlama, PolicyLike
 from refusal_edge.decision import Decision
 from refusal_edge.errors import InvalidRequestError, RefusedError
 from refusal_edge.guards import ParameterGuard
-from refusal_edge.messages import read_messages
+from refusal_edge.messages import Refusals, read_messages
 from refusal_edge.parameters import OnRefuse, check_logprobs, check_parameters
 from refusal_edge.placement import Placement
 from refusal_edge.policy import Policy
-from refusal_edge.refusal_messages import default_messages
+from refusal_edge.prompt import check_length
+from refusal_edge.refusal_messages import check_messages, default_messages
+from refusal_edge.refusal_texts import RefusalTexts
 from refusal_edge.template import Span
 from refusal_edge.turn import Turn
 from refusal_edge.upstream import arguments_of
@@ -52,13 +54,9 @@ class Llama(DecidingLlama):
     A decision is a function of prompt and policy: no seed, sampling parameter or earlier conversation changes it (but
     for the last bits of floating point, since llama.cpp rounds by how a prompt is split into batches).
 
-    Like its base class an instance serves one thread at a time: one context, one conversation at once.
-
-    Attributes:
-        refusal_messages: slug -> fixed text for `on_refuse="message"`; change its values at will.
+    An instance serves one request at a time, since it has one context: another thread waits for a call that is running,
+    and a stream that is read on after another request began raises StateError. Use after `close()` does as well.
     """
-
-    refusal_messages: dict[str, str]
 
     def __init__(
         self,
@@ -85,8 +83,18 @@ class Llama(DecidingLlama):
         """
         super().__init__(model_path, policy=policy, placement=placement, **kwargs)
         self.refusal_messages = default_messages(self.policy.categories)
+        self._refusal_texts = RefusalTexts()
         texts = {i: text.decode(errors="replace") for i, text in self._control.items()}
         self._guard = ParameterGuard(texts, self._n_vocab)
+
+    @property
+    def refusal_messages(self) -> dict[str, str]:
+        """Category -> fixed text for `on_refuse="message"`; change its values at will, they are checked when used."""
+        return self._refusal_messages
+
+    @refusal_messages.setter
+    def refusal_messages(self, messages: Mapping[str, str]) -> None:
+        self._refusal_messages = check_messages(messages, self.policy.categories)
 
     def decide(
         self,
@@ -100,6 +108,8 @@ class Llama(DecidingLlama):
 
         Args:
             messages: OpenAI chat messages; a last one of role assistant is a prefill: the decision comes before it.
+                Keep the `refusal_details` of earlier refusals: without them the category is known only while the text
+                is among the last that this instance gave; else the first category stands before it, with a warning.
             policy: a Policy, or changes to `self.policy` by category or field name, for this call.
             tools, functions: as in `create_chat_completion`, for templates that show them.
 
@@ -118,8 +128,9 @@ class Llama(DecidingLlama):
     ) -> list[Decision]:
         """`decide` on many conversations, several a llama_decode, a shared beginning computed once.
 
-        Uses a second context of the same size, made at the first call. Same decisions as one by one; scores differ
-        by floating-point noise (below 1e-3).
+        Uses a second context of the same size, made at the first call. Scores are those of one by one but for rounding:
+        on a CPU below 1e-3 whatever the type of the weights (3e-5 measured with bf16, nothing with q8_0 and q4_0), on a
+        GPU or with flash_attn about 1e-2. So are decisions, unless a score lies that close to its threshold.
 
         Raises:
             As `decide`, for the first conversation that fails; `conversations` is taken 64 at a time.
@@ -151,11 +162,13 @@ class Llama(DecidingLlama):
                 and tools. `max_tokens` counts the control token too.
             policy: as for `decide`.
             on_refuse: "generate" lets the model write its refusal, "message" gives the fixed text of
-                `refusal_messages` and generates nothing, "raise" raises.
+                `refusal_messages` and generates nothing, "raise" raises. The outcome "no_decision" is no refusal, and
+                the model may answer, unless the policy says `fallback="refuse"`.
             refusal_as_content: a refusal's text stands in `content` as well.
 
         Returns:
-            The completion, or with `stream=True` an iterator of chunks, with `refusal_details` = `Decision.to_dict()`.
+            The completion, or with `stream=True` an iterator of chunks, with `refusal_details` = `Decision.to_dict()`:
+            its `outcome` is "refuse", "respond" or "no_decision", where `control_mass` is below `min_control_mass`.
 
         Raises:
             RefusedError: refused, and `on_refuse="raise"`.
@@ -163,17 +176,17 @@ class Llama(DecidingLlama):
         """
         parameters = _chat(self, messages, *args, **kwargs)
         del parameters["messages"]
-        check_parameters(parameters, on_refuse)
-        self._guard.check(parameters)
-        check_logprobs(parameters, self._logits_all)
-        turn = Turn(self._effective(policy), on_refuse)
+        turn = self._new_turn(parameters, policy, on_refuse)
         prompt = self._chat_prompt(messages, turn.policy, parameters)
-        self._check_length(len(prompt.boundary) + 1 + len(prompt.prefill) + 1)  # control token, first of the answer
-        turn.decision = self._decide_ids(prompt.boundary, turn.policy)
-        if turn.refused and on_refuse == "raise":
-            raise RefusedError(turn.decision)
-        result = self._answer(prompt, turn, parameters)
-        shape = ChatShape(turn.refused, turn.details(), refusal_as_content, int(turn.opening is not None))
+        n_prompt = len(prompt.boundary) + len(prompt.prefill)
+        check_length(n_prompt, self._n_ctx, n_answer=2)  # the control token, and the first of the text
+        with self._exclusive:  # nothing is evaluated twice because another thread came in between
+            turn.decision = self._decide_ids(prompt.boundary, turn.policy)
+            if turn.refused and on_refuse == "raise":
+                raise RefusedError(turn.decision)
+            result = self._answer(prompt, turn, parameters)
+        remember = partial(self._remember, turn)
+        shape = ChatShape(turn.refused, turn.details(), refusal_as_content, int(turn.opening is not None), remember)
         return shape.chunks(result) if parameters["stream"] else shape.completion(result)
 
     def create_completion(  # type: ignore[no-untyped-def]
@@ -195,17 +208,14 @@ class Llama(DecidingLlama):
         Args and errors as for `create_chat_completion`.
         """
         parameters = _completion(self, prompt, *args, **kwargs)
-        check_parameters(parameters, on_refuse)
-        self._guard.check(parameters)
-        check_logprobs(parameters, self._logits_all)
-        turn = Turn(self._effective(policy), on_refuse)
+        turn = self._new_turn(parameters, policy, on_refuse)
         if not isinstance(prompt, str):
             parameters["prompt"] = prompt = self._prompt_ids(prompt)
             self._check_undecided(prompt)
-        self._check_length(self._count(prompt) + 1)
+        check_length(self._count(prompt), self._n_ctx, n_answer=1)
         if parameters["stream"]:
             return completion_shape.chunks(self._complete_or_refuse(turn, parameters), turn)
-        (response,) = self._complete_or_refuse(turn, parameters)
+        response = next(self._complete_or_refuse(turn, parameters))
         return completion_shape.completion(response, turn)
 
     def __call__(self, prompt: str | Sequence[int], *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
@@ -213,7 +223,7 @@ class Llama(DecidingLlama):
         return self.create_completion(prompt, *args, **kwargs)
 
     def _chat_prompt(self, messages: object, policy: Policy, parameters: Mapping[str, Any]) -> ChatPrompt:
-        conversation = read_messages(messages, policy, self.refusal_messages)
+        conversation = read_messages(messages, Refusals(policy, self._token_before, self._warn_once))
         tokenizer = self._tokenizer()
         boundary = encode_history(
             conversation.history,
@@ -226,6 +236,24 @@ class Llama(DecidingLlama):
         )
         prefill = tokenizer.encode([Span(conversation.prefill, trusted=False)])
         return ChatPrompt([message.fields for message in conversation.history], boundary, prefill)
+
+    def _remember(self, turn: Turn, text: str) -> None:
+        if turn.refused and turn.control_token is not None:
+            self._refusal_texts.put(text, turn.control_token)
+
+    def _token_before(self, refusal: str) -> int | None:
+        """The control token of a refusal that was given lately, or has a fixed text."""
+        if (token_id := self._refusal_texts.get(refusal)) is not None:
+            return token_id
+        fixed = (c.token_id for c in self.policy.categories if self.refusal_messages.get(c.id) == refusal)
+        return next(fixed, None)
+
+    def _new_turn(self, parameters: Mapping[str, Any], policy: PolicyLike | None, on_refuse: OnRefuse) -> Turn:
+        check_parameters(parameters, on_refuse)
+        self._guard.check(parameters)
+        check_logprobs(parameters, self._logits_all)
+        check_messages(self.refusal_messages, self.policy.categories)
+        return Turn(self._effective(policy), on_refuse)
 
     def _handler(self) -> Handler:
         handler = self.chat_handler or self._chat_handlers.get(self.chat_format)
@@ -284,6 +312,9 @@ class Llama(DecidingLlama):
 
     def _responses(self, turn: Turn, arguments: dict[str, Any]) -> Iterator[Response]:
         """llama-cpp-python's completion, or its chunks."""
+        return self._exclusive.steps(self._complete_turn(turn, arguments))
+
+    def _complete_turn(self, turn: Turn, arguments: dict[str, Any]) -> Generator[Response, None, None]:
         self._turn = turn
         try:
             result = super().create_completion(**arguments)

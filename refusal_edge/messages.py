@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,11 +34,27 @@ class Conversation:
     prefill: str
 
 
-def read_messages(messages: object, policy: Policy, refusal_messages: Mapping[str, str]) -> Conversation:
+@dataclass(frozen=True)
+class Refusals:
+    """What is known of the refusals in a history.
+
+    Attributes:
+        policy: the categories that there are.
+        token_of: text -> the control token that it was given after, None for a text that nobody knows.
+        warn: told where a category had to be guessed.
+    """
+
+    policy: Policy
+    token_of: Callable[[str], int | None]
+    warn: Callable[[str], None]
+
+
+def read_messages(messages: object, refusals: Refusals) -> Conversation:
     """Checks a list of OpenAI chat messages.
 
     An assistant message gets its control token back: respond before content or tool calls, a category before a
-    refusal: that of `refusal_details`, else the one whose fixed text (`refusal_messages`) it is, else the first.
+    refusal: that of `refusal_details`, else the one that its text is known for, else the first, with a warning. Content
+    that comes without `refusal` and `refusal_details` is a refusal if its text is known as one.
     A last message of role assistant is the prefill: its content goes after the decision, never before it.
 
     Raises:
@@ -46,7 +62,7 @@ def read_messages(messages: object, policy: Policy, refusal_messages: Mapping[st
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise InvalidRequestError(f"messages: expected a non-empty list of messages, got {_kind(messages)}")
-    read = [_read(f"messages[{i}]", message, policy, refusal_messages) for i, message in enumerate(messages)]
+    read = [_read(f"messages[{i}]", message, refusals) for i, message in enumerate(messages)]
     last = read[-1].fields
     if last["role"] != "assistant":
         return Conversation(tuple(read), "")
@@ -58,7 +74,7 @@ def read_messages(messages: object, policy: Policy, refusal_messages: Mapping[st
     return Conversation(tuple(read[:-1]), last["content"] or "")
 
 
-def _read(where: str, message: object, policy: Policy, refusal_messages: Mapping[str, str]) -> Message:
+def _read(where: str, message: object, refusals: Refusals) -> Message:
     if not isinstance(message, Mapping):
         raise InvalidRequestError(f"{where}: expected an object with role and content, got {_kind(message)}")
     role = message.get("role")
@@ -75,7 +91,7 @@ def _read(where: str, message: object, policy: Policy, refusal_messages: Mapping
     fields["content"] = text if text is not None or message.get("tool_calls") else ""
     if role != "assistant":
         return Message(fields)
-    return Message(fields, _control_token(where, message, refusal, policy, refusal_messages))
+    return Message(fields, _control_token(where, message, refusal, content, refusals))
 
 
 def _text(where: str, content: object) -> str | None:
@@ -94,25 +110,41 @@ def _text(where: str, content: object) -> str | None:
 
 
 def _control_token(
-    where: str, message: Mapping[str, Any], refusal: str | None, policy: Policy, refusal_messages: Mapping[str, str]
+    where: str, message: Mapping[str, Any], refusal: str | None, content: str | None, refusals: Refusals
 ) -> int | None:
     """The control token that an assistant message opened with."""
     details = {} if message.get("refusal_details") is None else message["refusal_details"]
     if not isinstance(details, Mapping):
         raise InvalidRequestError(f"{where}.refusal_details: expected an object, got {_kind(details)}")
     slug = details.get("category")
-    by_slug = {category.id: category.token_id for category in policy.categories}
+    by_slug = {category.id: category.token_id for category in refusals.policy.categories}
     if slug is not None and (not isinstance(slug, str) or slug not in by_slug):
         raise InvalidRequestError(
             f"{where}.refusal_details.category: expected one of {', '.join(by_slug)}, got {shown(slug)}"
         )
-    refused = refusal is not None and bool(refusal or not message.get("content"))
-    if refused and slug is not None:
-        return by_slug[slug]
-    if refused:
-        known = (token_id for slug, token_id in by_slug.items() if refusal_messages.get(slug) == refusal)
-        return next(known, policy.categories[0].token_id)
-    return None if details.get("outcome") == "no_decision" else policy.respond_token_id
+    if refusal is not None and (refusal or not message.get("content")):
+        return by_slug[slug] if slug is not None else _token_before(refusal, refusals)
+    if details.get("outcome") == "no_decision":
+        return None
+    if content is not None and "refusal" not in message and not details:
+        known = refusals.token_of(content)
+        if known is not None:
+            return known
+    return refusals.policy.respond_token_id
+
+
+def _token_before(refusal: str, refusals: Refusals) -> int:
+    """The control token before a refusal of which only the text was kept."""
+    known = refusals.token_of(refusal)
+    if known is not None:
+        return known
+    first = refusals.policy.categories[0]
+    if len(refusals.policy.categories) > 1:
+        refusals.warn(
+            f"messages: a refusal without refusal_details, whose text is not known here: {first.id!r} is taken for its "
+            "category; keep refusal_details in the history"
+        )
+    return first.token_id
 
 
 def _kind(value: object) -> str:

@@ -162,13 +162,18 @@ class PromptTokenizer:
         return repr(texts[token_id].decode(errors="replace"))
 
 
-def check_length(n_tokens: int, n_ctx: int) -> None:
-    """Raises InvalidRequestError for a prompt without tokens, PromptTooLongError for one beyond the context."""
-    if n_tokens == 0:
+def check_length(n_prompt: int, n_ctx: int, n_answer: int = 0) -> None:
+    """Checks that a prompt fits, and `n_answer` tokens of the answer behind it.
+
+    Raises:
+        InvalidRequestError: a prompt without tokens. PromptTooLongError: one beyond the context.
+    """
+    if n_prompt == 0:
         raise InvalidRequestError("prompt: expected at least one token, got none")
-    if n_tokens > n_ctx:
+    if n_prompt + n_answer > n_ctx:
+        answer = f", with {n_answer} for the beginning of the answer," if n_answer else ""
         raise PromptTooLongError(
-            f"prompt: {n_tokens} tokens do not fit the context of {n_ctx}: "
+            f"prompt: {n_prompt} tokens{answer} do not fit the context of {n_ctx}: "
             "shorten it, or load the model with a larger n_ctx"
         )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from refusal_edge.errors import InvalidRequestError
+from refusal_edge.numbers import is_unicode, shown
 from refusal_edge.policy import Category
 
 DEFAULT: Final = "I can't help with that."
@@ -20,3 +22,22 @@ BY_CATEGORY: Final[Mapping[str, str]] = {
 def default_messages(categories: tuple[Category, ...]) -> dict[str, str]:
     """Slug -> text for each category."""
     return {category.id: BY_CATEGORY.get(category.id, DEFAULT) for category in categories}
+
+
+def check_messages(messages: object, categories: tuple[Category, ...]) -> dict[str, str]:
+    """A copy of a mapping from some of the categories to texts.
+
+    Raises:
+        InvalidRequestError: something else, an unknown category, or a text that would not show as a refusal.
+    """
+    if not isinstance(messages, Mapping):
+        raise InvalidRequestError(f"refusal_messages: expected an object of category -> text, got {shown(messages)}")
+    slugs = [category.id for category in categories]
+    for slug, text in messages.items():
+        if slug not in slugs:
+            raise InvalidRequestError(
+                f"refusal_messages: unknown category {shown(slug)}: this model has {', '.join(slugs)}"
+            )
+        if not isinstance(text, str) or not text.strip() or not is_unicode(text):
+            raise InvalidRequestError(f"refusal_messages: {slug}: expected a text that is not empty, got {shown(text)}")
+    return dict(messages)

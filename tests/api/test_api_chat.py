@@ -123,6 +123,63 @@ def test_message_can_be_changed(llm: Llama) -> None:
         llm.refusal_messages = before
 
 
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (None, "refusal_messages: expected an object of category -> text, got None"),
+        (["no"], "refusal_messages: expected an object"),
+        ({"saftey": "No."}, "refusal_messages: unknown category 'saftey': this model has humanizing, "),
+        ({"safety": None}, "refusal_messages: safety: expected a text that is not empty, got None"),
+        ({"safety": 5}, "refusal_messages: safety: expected a text that is not empty, got 5"),
+        ({"safety": " "}, "refusal_messages: safety: expected a text"),
+        ({"safety": "\ud800"}, "refusal_messages: safety: expected a text"),
+    ],
+)
+def test_messages_that_are_none(llm: Llama, messages: Any, message: str) -> None:
+    before = llm.refusal_messages
+    with pytest.raises(InvalidRequestError, match=message):
+        llm.refusal_messages = messages
+    assert llm.refusal_messages is before
+
+
+def test_messages_are_a_copy_and_checked_again_when_used(llm: Llama) -> None:
+    before, mine = llm.refusal_messages, {"safety": "No."}
+    llm.refusal_messages = mine
+    try:
+        mine["safety"] = "Yes."
+        assert message_of(complete(llm, policy=REFUSE, on_refuse="message"))["refusal"] == "No."
+        llm.refusal_messages["safety"] = 5  # type: ignore[assignment]
+        for mode in ("message", "generate"):
+            with pytest.raises(InvalidRequestError, match="refusal_messages: safety: expected a text"):
+                complete(llm, policy=REFUSE, on_refuse=mode)
+    finally:
+        llm.refusal_messages = before
+
+
+NO_DECISION = {"min_control_mass": 1.0}
+
+
+@pytest.mark.parametrize("mode", ["generate", "message", "raise"])
+def test_no_decision_is_answered(llm: Llama, mode: str) -> None:
+    message = message_of(complete(llm, HARMFUL, policy=NO_DECISION, on_refuse=mode))
+    assert message["refusal_details"]["outcome"] == "no_decision"
+    assert message["refusal"] is None
+    assert message["content"]
+
+
+@pytest.mark.parametrize("mode", ["generate", "message", "raise"])
+def test_no_decision_is_refused_where_the_fallback_says_so(llm: Llama, mode: str) -> None:
+    policy = {**NO_DECISION, "fallback": "refuse"}
+    if mode == "raise":
+        with pytest.raises(RefusedError):
+            complete(llm, HARMFUL, policy=policy, on_refuse=mode)
+        return
+    message = message_of(complete(llm, HARMFUL, policy=policy, on_refuse=mode))
+    assert message["refusal_details"]["outcome"] == "no_decision"
+    assert message["refusal"]
+    assert message["content"] is None
+
+
 def test_message_mode_answers_what_is_not_refused(llm: Llama) -> None:
     assert message_of(complete(llm, BENIGN, on_refuse="message"))["refusal"] is None
 
@@ -258,9 +315,23 @@ def test_prompt_and_answer_must_fit(make_toy: MakeToy, llm: Llama) -> None:
         longest = longest[:-2]
     assert small.decide(user(longest))
     assert message_of(complete(small, longest))["refusal_details"]
-    with pytest.raises(PromptTooLongError, match=f"context of {n_ctx}"):
+    n_longer = len(small._chat_prompt(user(longest + " b b b"), small.policy, {}).boundary)
+    with pytest.raises(
+        PromptTooLongError,
+        match=f"prompt: {n_longer} tokens, with 2 for the beginning of the answer, do not fit the context of {n_ctx}:",
+    ):
         complete(small, longest + " b b b")
     small.close()
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer(llm: Llama) -> None:
+    """The message counts the tokens of the prompt, and says what else must fit."""
+    ids = [5] * llm.n_ctx()
+    with pytest.raises(PromptTooLongError, match="512 tokens, with 1 for the beginning of the answer, do not fit"):
+        llm.create_completion(ids)
+    with pytest.raises(PromptTooLongError, match="prompt: 513 tokens do not fit the context of 512"):
+        next(llm.generate([*ids, 5]))
+    assert llm.create_completion(ids[:-1], max_tokens=4)
 
 
 # ---- logprobs --------------------------------------------------------------------------------------------------------

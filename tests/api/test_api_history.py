@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import llama_cpp
 import pytest
+import toy_model
 from helpers import ALL_OFF, BENIGN, HARMFUL, REFUSE, counted_evals, held, raw_prompt, user
+from toy_model import MakeToy
 
 from refusal_edge import Llama
+from refusal_edge.refusal_texts import RefusalTexts
 
 
 def assistant(**fields: Any) -> dict[str, Any]:
@@ -43,8 +47,52 @@ def test_category_whose_fixed_text_it_is(llm: Llama) -> None:
     assert opener(llm, assistant(refusal=llm.refusal_messages["safety"])) == slug_id(llm, "safety")
 
 
+def test_category_of_a_refusal_that_only_the_text_is_left_of(llm: Llama) -> None:
+    for arguments in ({}, {"on_refuse": "message"}):
+        reply: Any = llm.create_chat_completion(user("hi"), policy=REFUSE, max_tokens=8, **arguments)
+        text = reply["choices"][0]["message"]["refusal"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert opener(llm, assistant(refusal=text)) == slug_id(llm, "safety")
+            assert opener(llm, {"role": "assistant", "content": f" {text}\n"}) == slug_id(llm, "safety")
+            assert opener(llm, assistant(content=text, refusal=None)) == llm.policy.respond_token_id
+            details = {"outcome": "respond", "category": None}
+            assert opener(llm, {"role": "assistant", "content": text, "refusal_details": details}) == (
+                llm.policy.respond_token_id
+            )
+
+
+def test_category_of_a_stream_that_was_closed(llm: Llama) -> None:
+    chunks: Any = llm.create_chat_completion(user("hi"), policy=REFUSE, max_tokens=20, stream=True, seed=7)
+    text = "".join(next(chunks)["choices"][0]["delta"].get("refusal") or "" for _ in range(6))
+    chunks.close()
+    assert opener(llm, assistant(refusal=text)) == slug_id(llm, "safety")
+
+
 def test_first_category_before_an_unknown_refusal(llm: Llama) -> None:
-    assert opener(llm, assistant(refusal="No.")) == llm.policy.categories[0].token_id
+    llm._warned.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for text in ("No.", "Never."):
+            assert opener(llm, assistant(refusal=text)) == llm.policy.categories[0].token_id
+    (warning,) = caught
+    assert "'humanizing' is taken for its category; keep refusal_details in the history" in str(warning.message)
+
+
+def test_the_only_category_needs_no_warning(make_toy: MakeToy) -> None:
+    stamp = toy_model.stamp()
+    one = Llama(make_toy(stamp={"categories": stamp.categories[3:4]}), n_ctx=128, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert opener(one, assistant(refusal="No.")) == stamp.categories[3].token_id
+    one.close()
+
+
+def test_only_the_last_texts_are_known() -> None:
+    texts = RefusalTexts(capacity=2)
+    for token_id, text in enumerate(["a", "b", "a ", "c", " \n"]):
+        texts.put(text, token_id)
+    assert [texts.get(text) for text in ("a", "b", "c", "", " ")] == [2, None, 3, None, None]
 
 
 def test_nothing_where_nothing_was_decided(llm: Llama) -> None:
