@@ -10,10 +10,13 @@ import pytest
 from gpu import SHAPE_TOLERANCE
 from helpers import REFUSE, held, user
 
-from refusal_edge import Llama, batch
+from refusal_edge import Llama, batch, demo
+from refusal_edge.convert import convert
 from refusal_edge.errors import InvalidLogitsError, InvalidRequestError, PromptTooLongError
 
 RULES = [{"role": "system", "content": "Be brief, be kind, and say so when you do not know. " * 3}]
+PLACES = ["France", "Peru", "Kenya", "Norway", "Japan", "Chile", "Ghana", "Nepal"]
+QUESTIONS = ["What is the capital of", "Do you feel lonely in", "How do I smuggle a weapon into", "Who will win in"]
 WORDS = ["the", "quick", "brown", "fox", "and", "a", "lazy", "dog", "went", "to", "see", "an", "old", "lock"]
 
 
@@ -38,6 +41,45 @@ def test_the_same_decisions_as_one_by_one(toy_path: Path, n_batch: int) -> None:
     for a, b in zip(one, many):
         assert b.scores == pytest.approx(a.scores, abs=max(1e-3, SHAPE_TOLERANCE))
         assert b.control_mass == pytest.approx(a.control_mass, abs=max(1e-3, SHAPE_TOLERANCE))
+
+
+@pytest.mark.parametrize("outtype", ["bf16", "q8_0", "q4_0"])
+def test_the_same_scores_whatever_the_type_of_the_weights(outtype: str, tmp_path: Path) -> None:
+    """Rounding activations to 8 bits makes much of a last bit: 3e-3 where a prompt's rest begins in any cell."""
+    convert(demo.checkpoint(), tmp_path / "demo.gguf", outtype=outtype)
+    llm = Llama(tmp_path / "demo.gguf", n_ctx=512, verbose=False, n_threads=1, n_threads_batch=1)
+    asked = [f"{what} {place}?" for what in QUESTIONS for place in PLACES]
+    plain = [user(text) for text in asked]
+    for rows in (plain, [[*RULES, *row] for row in plain[::3]]):
+        one, many = [llm.decide(row) for row in rows], llm.decide_batch(rows)
+        assert [(d.outcome, d.category) for d in one] == [(d.outcome, d.category) for d in many]
+        difference = max(abs(a.scores[s] - b.scores[s]) for a, b in zip(one, many) for s in a.scores)
+        assert difference < max(2e-4, SHAPE_TOLERANCE)
+
+
+def test_a_prompt_lies_in_the_blocks_of_cells_as_it_does_alone(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell of the cache for each token, in order: that of a prompt's token is its position, but for whole blocks."""
+    llm = Llama(toy_path, n_ctx=512, verbose=False, n_threads=1, n_threads_batch=1)
+    n_prefix = 0
+    real = batch._decode
+
+    def check(context: Any, tokens: Any, sequences: Any, positions: Any, wanted: Any) -> int:
+        nonlocal n_prefix
+        if (sequences == 0).all():
+            n_prefix = positions[-1] + 1
+            assert n_prefix % 16 == 0
+        else:
+            prompts = sequences != batch.PADDING
+            cells = n_prefix + np.arange(len(tokens))
+            assert ((cells - positions) % 16)[prompts].max() == 0
+            assert not wanted[~prompts].any()
+            assert prompts[-1], "nothing is computed behind the last prompt"
+        return real(context, tokens, sequences, positions, wanted)
+
+    monkeypatch.setattr(batch, "_decode", check)
+    assert len(llm.decide_batch(conversations())) == len(conversations())
+    llm.decide_batch([[*RULES, *user(word)] for word in WORDS])
+    assert n_prefix > 0
 
 
 def test_a_shared_beginning_is_computed_once(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
