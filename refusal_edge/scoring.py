@@ -147,10 +147,10 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) 
         InvalidRequestError: a shard is missing, twice there, unfinished, of another run, or `out` itself.
         ConversionError: `out` exists and is not to be replaced, or cannot be written.
     """
-    from refusal_edge.convert.partfile import part_file
+    from refusal_edge.convert.partfile import part_file, part_path
 
     out, paths = Path(out), [Path(part) for part in parts]
-    for target in (out, out.with_name(out.name + ".part")):
+    for target in (out, part_path(out)):
         if target.exists() and any(target.samefile(path) for path in paths):
             raise InvalidRequestError(f"merge: {target} is one of the shards, writing {out} would destroy it")
     headers = [read_header(path) for path in paths]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +87,16 @@ class PolicyFile:
         }
 
     def write(self, path: str | Path) -> None:
-        """Writes beside `path` first, so that a reader sees the old file or the new one."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        """Writes or replaces `path`: a reader sees the old file or the new one.
+
+        Raises:
+            ConversionError: a folder, or another process is writing it. OSError: as when writing any file.
+        """
+        from refusal_edge.convert.partfile import part_file
+
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        with part_file(Path(path), force=True) as (descriptor, _), open(descriptor, "wb", closefd=False) as file:
+            file.write(text.encode())
 
 
 def _pins(calibration: Calibration, header: Header, created: str, weights_sample: str | None) -> dict[str, Any]:

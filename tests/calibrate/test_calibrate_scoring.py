@@ -188,7 +188,7 @@ def test_a_file_that_is_broken_in_the_middle_is_not_cut_there(
 
 def test_merging_destroys_nothing(demo_llm: Llama, data_path: Path, tmp_path: Path) -> None:
     data = DataFile.check(data_path)
-    parts = [tmp_path / "part1.jsonl", tmp_path / "all.jsonl.part"]
+    parts = [tmp_path / "part1.jsonl", tmp_path / "all.jsonl.refusal-edge.part"]
     for i, part in enumerate(parts, start=1):
         scoring.score_file(demo_llm, data, part, shard=(i, 2))
     before = [part.read_bytes() for part in parts]
