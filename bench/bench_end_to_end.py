@@ -2,48 +2,26 @@
 
     python bench/bench_end_to_end.py [--tokens 96] [--rounds 5] [--threads N] [--gpu-layers N] [--json]
 
-A model of 225M parameters with noise for weights (it costs as much to compute as any other), 128k tokens, default
-sampling. What is timed is `generate` after its first token, so the decision and the prompt are not in it. Before
-anything is timed both must give the same tokens for the same seed. The contenders take turns; the ratio is the median
-of the rounds' ratios.
+The model is `random_model`'s, sampling is the default. What is timed is `generate` after its first token, so the
+decision and the prompt are not in it. Before anything is timed both must give the same tokens for the same seed. The
+contenders take turns; the ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import data
 import llama_cpp
-from bench_batch import write_model
+from random_model import run
 
 from refusal_edge import Llama
 
 PROMPT = [1, *range(400, 440)]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--tokens", type=int, default=96, metavar="N")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N")
-    parser.add_argument("--gpu-layers", type=int, default=0, metavar="N", help="layers on a GPU (default: none)")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(write_model(Path(folder) / "random.gguf"), args)
-    if args.json:
-        print(json.dumps(result, indent=2))
-    else:
-        for name, value in result.items():
-            print(f"{name:24} {value}")
-    return 0
 
 
 def measure(path: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -79,4 +57,4 @@ def answer(llm: llama_cpp.Llama, n_tokens: int) -> tuple[list[int], float]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(__doc__ or "", measure, tokens=96, rounds=5))

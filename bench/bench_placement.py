@@ -11,42 +11,22 @@ CPU either way. This is what `placement="auto"` should be judged by on a new dev
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import bench_batch
 import data
 import numpy as np
+from random_model import make_conversations, run
 
 from refusal_edge import Decision, Llama
 from refusal_edge.placement import Placement
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--prompts", type=int, default=64, metavar="N")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N")
-    parser.add_argument("--gpu-layers", type=int, default=0, metavar="N", help="layers on a GPU (default: none)")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(bench_batch.write_model(Path(folder) / "random.gguf"), args)
-    if args.json:
-        print(json.dumps(result, indent=2))
-    else:
-        for name, value in result.items():
-            print(f"{name:24} {value}")
-    return 0
-
-
 def measure(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Medians over rounds in which the two take turns."""
-    conversations = bench_batch.make_conversations(np.random.default_rng(1), args.prompts)
+    conversations = make_conversations(np.random.default_rng(1), args.prompts)
 
     def load(placement: Placement) -> Llama:
         settings: dict[str, Any] = {"n_threads": args.threads, "n_gpu_layers": args.gpu_layers, "verbose": False}
@@ -77,4 +57,4 @@ def measure(path: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(__doc__ or "", measure, prompts=64, rounds=3))
