@@ -136,8 +136,8 @@ def test_transformers_gives_the_same_prompt_and_the_same_logits() -> None:
 def test_the_measured_quality_reaches_the_bar_and_is_what_the_readme_says() -> None:
     metrics = json.loads((DEMO / "metrics.json").read_text(encoding="utf-8"))
     readme = (DEMO / "README.md").read_text(encoding="utf-8")
-    assert metrics["test"]["auroc"] >= 0.94
-    assert metrics["test"]["category_share"] >= 0.82
+    assert metrics["test"]["auroc"] >= 0.95
+    assert metrics["test"]["category_share"] >= 0.88
     for split in ("test", "calibration"):
         for key in ("auroc", "category_share", "refusal_rate", "f1"):
             assert f"{metrics[split][key]:.3f}" in readme
@@ -162,9 +162,9 @@ def test_the_metrics_are_those_of_this_checkpoint() -> None:
 
 
 def test_own_examples_are_whole_and_short() -> None:
-    from recipe.corpus import OwnCorpus
+    from recipe.corpus import OwnCorpus, read_written
 
-    for example in OwnCorpus(DEMO / "answers").draw(random.Random(0)):
+    for example in [*OwnCorpus(DEMO / "answers").draw(random.Random(0)), *read_written(DEMO / "answers")]:
         assert example.answer is not None
         assert "{" not in example.prompt + example.answer, example
         assert len(example.answer.split()) <= 40, example
@@ -172,12 +172,20 @@ def test_own_examples_are_whole_and_short() -> None:
 
 @needs_data
 def test_own_prompts_are_not_rows_of_the_data() -> None:
-    from recipe.corpus import OwnCorpus
+    from recipe.corpus import OwnCorpus, read_written
 
     corpus = OwnCorpus(DEMO / "answers")
     rows = {plain(prompt) for prompt in data_prompts()}
     own = {plain(example.prompt) for seed in range(3) for example in corpus.draw(random.Random(seed))}
+    own |= {plain(example.prompt) for example in read_written(DEMO / "answers")}
     assert not rows & own
+
+
+@needs_data
+def test_every_train_row_has_an_answer() -> None:
+    from recipe.corpus import read_answered_rows
+
+    assert all(row.answer for row in read_answered_rows(DATA, DEMO / "answers"))
 
 
 @needs_data

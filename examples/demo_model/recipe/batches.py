@@ -17,7 +17,7 @@ from .tokenizer import ChatEncoder
 class Weights:
     """Loss weight of a token by its place."""
 
-    control: float = 8.0
+    control: float = 4.0
     answer: float = 1.0
     prompt: float = 0.2
 

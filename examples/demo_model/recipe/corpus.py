@@ -1,8 +1,8 @@
 """The training examples: CoCoNot's train rows, and prompts and answers written by this project.
 
-`answers/rows.jsonl` holds answers to rows of the data by id. `answers/own/*.json` holds families: prompt frames, answer
-frames and the slots that both share, so that one family gives many examples and the model learns to take the words of
-its answer from the prompt.
+`answers/rows.jsonl` holds answers to rows of the data by id. `answers/written/*.jsonl` holds prompts and answers
+written one by one. `answers/own/*.json` holds families: prompt frames, answer frames and the slots that both share, so
+that one family gives many examples and the model learns to take the words of its answer from the prompt.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import json
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .controls import RESPOND, ROLES
-from .kinds import Kinds
 from .person import second_person
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -81,7 +80,7 @@ class OwnCorpus:
     def __init__(self, folder: Path) -> None:
         self.words: dict[str, list[str]] = json.loads((folder / "words.json").read_text(encoding="utf-8"))
         self.families = [
-            _family(entry, path)
+            _family(entry)
             for path in sorted((folder / "own").glob("*.json"))
             for entry in json.loads(path.read_text(encoding="utf-8"))
         ]
@@ -93,31 +92,35 @@ class OwnCorpus:
 
 def read_rows(path: Path) -> list[tuple[str, Example]]:
     """Rows of one of the data files as (id, example without an answer)."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [
         (row["id"], Example(row["prompt"], row["category"] if row["label"] == "refuse" else RESPOND, None))
-        for row in rows
+        for row in _json_lines(path)
     ]
 
 
-def answer_rows(rows: Sequence[tuple[str, Example]], answers: dict[str, str], kinds: Kinds) -> list[Example]:
-    """Give rows their written answer, else, to respond rows, one by kind of question, else leave them without."""
-    answered = []
-    for row_id, row in rows:
-        derived = kinds.answer(row.prompt) if row.control == RESPOND else None
-        answered.append(Example(row.prompt, row.control, answers.get(row_id, derived)))
-    return answered
+def read_answered_rows(data: Path, answers: Path) -> list[Example]:
+    """The train rows, each with its written answer."""
+    by_id = {entry["id"]: entry["answer"] for entry in _json_lines(answers / "rows.jsonl")}
+    return [replace(row, answer=by_id[row_id]) for row_id, row in read_rows(data / "coconot_train.jsonl")]
 
 
-def read_answers(path: Path) -> dict[str, str]:
-    """Answers to rows of the data, by row id."""
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {entry["id"]: entry["answer"] for entry in entries}
+def read_written(answers: Path) -> list[Example]:
+    """The prompts and answers of `answers/written/`."""
+    entries = [entry for path in sorted((answers / "written").glob("*.jsonl")) for entry in _json_lines(path)]
+    return [Example(entry["prompt"], _control(entry["control"]), entry["answer"]) for entry in entries]
 
 
-def _family(entry: dict[str, Any], path: Path) -> Family:
-    if entry["control"] not in ROLES:
-        raise ValueError(f"{path.name}: control must be one of {', '.join(ROLES)}, got {entry['control']!r}")
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _control(name: str) -> str:
+    if name not in ROLES:
+        raise ValueError(f"control: expected one of {', '.join(ROLES)}, got {name!r}")
+    return name
+
+
+def _family(entry: dict[str, Any]) -> Family:
     slots = entry.get("slots", [])
     rows = [dict(zip(slots, [row] if isinstance(row, str) else row, strict=True)) for row in entry.get("rows", [[]])]
-    return Family(entry["control"], entry["prompts"], entry["answers"], rows, entry.get("times", 1))
+    return Family(_control(entry["control"]), entry["prompts"], entry["answers"], rows, entry.get("times", 1))

@@ -17,10 +17,10 @@ class ModelConfig:
     """Sizes of the network; the names are those of Hugging Face's config.json."""
 
     vocab_size: int = 3072
-    hidden_size: int = 192
+    hidden_size: int = 256
     intermediate_size: int = 512
     num_hidden_layers: int = 5
-    num_attention_heads: int = 6
+    num_attention_heads: int = 8
     num_key_value_heads: int = 2
     max_position_embeddings: int = 1024
     rope_theta: float = 10000.0
