@@ -59,6 +59,7 @@ def write_model(path: Path, seed: int = 3) -> Path:
     """A Llama of noise in float16 with its own output matrix, control tokens last."""
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_context_length(2048)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)

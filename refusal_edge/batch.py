@@ -3,9 +3,10 @@
 The batch has a context of its own on the model's weights, so that the conversation in `Llama`'s context stays. Sequence
 0 holds the shared prefix; each prompt is a sequence that borrows those cells and adds its own rest.
 
-On a CPU a rest begins where a block of `BLOCK` cells does, after tokens of padding. llama.cpp sums attention a vector
-of cells at a time: a prompt that lies in the blocks as it does alone is summed in the same order. Otherwise the last
-bits differ, and the rounding of activations to 8 bits, for quantised weights, makes up to 3e-3 of a score of that.
+llama.cpp sums attention a vector of cells at a time. On a CPU the last bits of a prompt's logits thus depend on which
+cells it lies in, and the rounding of activations to 8 bits, for quantised and bfloat16 weights, makes up to 8e-3 of a
+score of that. With such weights a rest begins where a block of `BLOCK` cells does, as it does for the prompt alone,
+after tokens of padding; and where padding costs more than it saves, each prompt has a llama_decode of its own.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ PADDING: Final = MAX_SEQUENCES + 1  # the sequence that tokens of padding belong
 BLOCK: Final = 16  # float32 values in the widest vector, that of AVX-512
 WORTH_A_DECODE: Final = 32
 """Tokens that a longer prefix must save before it is worth a llama_decode of its own."""
+DECODE_COST: Final = 8
+"""What a llama_decode costs beside its tokens, in tokens: on a CPU a dozen of them already keep the arithmetic busy."""
+EXACT_FILE_TYPES: Final = ("0", "1")
+"""llama_ftype F32 and F16, which round activations to no fewer than 11 bits."""
 
 Ids = list[int]
 
@@ -62,6 +67,7 @@ class BatchDecider:
         params.n_ctx = max(llm.n_ctx(), params.n_batch)
         params.kv_unified = True
         params.embeddings = False
+        params.swa_full = True  # cells of a sliding window that several sequences share are not freed
         self._exclusive = llm._exclusive
         self._n_batch = params.n_batch
         self._n_vocab: int = llm.n_vocab()
@@ -72,10 +78,11 @@ class BatchDecider:
                 f"batch: llama.cpp cannot make a second context of {params.n_ctx} tokens: use a smaller n_ctx"
             ) from None
         use_adapter(self._context, llm)
-        self._n_ctx = min(llm.n_ctx(), self._context.n_ctx())
+        self._n_ctx = min(llm._n_ctx, self._context.n_ctx())
         self._shares_cells = not _is_recurrent(llm._model.model)
         on_gpu = llm.model_params.n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
-        self._block = BLOCK if self._shares_cells and not on_gpu else 1
+        exact = llm.metadata.get("general.file_type") in EXACT_FILE_TYPES
+        self._block = BLOCK if self._shares_cells and not on_gpu and not exact else 1
         self._prefix: list[int] = []
 
     def close(self) -> None:
@@ -98,27 +105,28 @@ class BatchDecider:
             yield from decisions
 
     def _decide_group(self, group: Sequence[Ids], policy: Policy, calibrated: bool) -> list[Decision]:
-        n_shared = self._share_prefix(group)
-        packs = self._packs(group, n_shared)
+        common = _shared_beginning([ids[:-1] for ids in group]) if self._shares_cells else []
+        alone = self._block > 1 and not _worth_padding(group, len(common), self._block)
+        n_shared = self._share_prefix(group, common, 1 if alone else self._block)
+        packs = [[ids] for ids in group] if alone else self._packs(group, n_shared)
         return [d for pack in packs for d in self._decide_pack(pack, n_shared, policy, calibrated)]
 
-    def _share_prefix(self, group: Sequence[Ids]) -> int:
-        """Brings sequence 0 to what the prompts share, where that saves work; returns how many tokens of it."""
-        if not self._shares_cells:
-            return 0
-        common = self._whole_blocks(_shared_beginning([ids[:-1] for ids in group]))
-        held = self._whole_blocks(_shared_beginning([self._prefix, common]))
+    def _share_prefix(self, group: Sequence[Ids], common: Ids, block: int) -> int:
+        """Brings sequence 0 to whole blocks of what the prompts share, where that saves work.
+
+        Returns: how many of its tokens they can borrow.
+        """
+        common = _whole_blocks(common, block)
+        held = _whole_blocks(_shared_beginning([self._prefix, common]), block)
         missing = common[len(held) :]
         if len(missing) * (len(group) - 1) >= WORTH_A_DECODE:
-            self._forget(0, len(held))
-            self._prefix = list(held)
+            self._cut_prefix(len(held))
             self._decode([Part(0, missing, len(held))])
             self._prefix = list(common)
             return len(common)
+        if (len(self._prefix) - len(held)) % self._block:  # the next free cell is to be that of the next position
+            self._cut_prefix(len(held))
         return len(held)
-
-    def _whole_blocks(self, ids: Ids) -> Ids:
-        return ids[: len(ids) // self._block * self._block]
 
     def _padding(self, ids: Ids) -> int:
         """Tokens behind a prompt before the next one can begin."""
@@ -139,8 +147,7 @@ class BatchDecider:
 
     def _decide_pack(self, pack: Sequence[Ids], n_shared: int, policy: Policy, calibrated: bool) -> list[Decision]:
         if len(pack[0]) - n_shared > self._n_ctx - len(self._prefix):
-            self._forget(0, n_shared)  # a prompt that needs the whole context: keep of the prefix what it shares
-            self._prefix = self._prefix[:n_shared]
+            self._cut_prefix(n_shared)  # a prompt that needs the whole context: keep of the prefix what it shares
         for sequence in range(1, len(pack) + 1):
             if n_shared:
                 self._context.kv_cache_seq_cp(0, sequence, 0, n_shared)
@@ -185,6 +192,10 @@ class BatchDecider:
     def _logits(self, index: int) -> npt.NDArray[np.float32]:
         row = llama_cpp.llama_get_logits_ith(self._context.ctx, index)
         return np.ctypeslib.as_array(row, shape=(self._n_vocab,))
+
+    def _cut_prefix(self, n_tokens: int) -> None:
+        self._forget(0, n_tokens)
+        self._prefix = self._prefix[:n_tokens]
 
     def _forget(self, sequence: int, position: int) -> None:
         if not self._context.kv_cache_seq_rm(sequence, position, -1):
@@ -239,6 +250,16 @@ def _shared_beginning(sequences: Sequence[Ids]) -> Ids:
     low, high = min(sequences), max(sequences)
     n = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
     return low[:n]
+
+
+def _whole_blocks(ids: Ids, block: int) -> Ids:
+    return ids[: len(ids) // block * block]
+
+
+def _worth_padding(group: Sequence[Ids], n_common: int, block: int) -> bool:
+    """Whether prompts that fill whole blocks, in few llama_decodes, cost no more than one llama_decode for each."""
+    padded = sum(-(-len(ids) // block) * block - n_common // block * block for ids in group)
+    return padded <= sum(len(ids) - n_common + DECODE_COST for ids in group)
 
 
 def _is_recurrent(model: Any) -> bool:

@@ -20,7 +20,7 @@ class ChatShape:
         details: `Decision.to_dict()`, given as `refusal_details`.
         as_content: a refusal's text goes to `content` too, for clients that do not read `refusal`.
         decoded_control_token: 1 if a control token was generated before the text, else 0.
-        remember: is told the text.
+        remember: is told the text of an answer that came to its own end.
     """
 
     refused: bool
@@ -34,7 +34,8 @@ class ChatShape:
         (choice,) = response["choices"]
         message = choice["message"]
         text = message.get("content")
-        self.remember(text or "")
+        if choice["finish_reason"] == "stop":
+            self.remember(text or "")
         content = text if not self.refused or self.as_content else None
         refusal = text if self.refused else None
         choice["message"] = {**message, "content": content, "refusal": refusal, "refusal_details": self.details}
@@ -47,18 +48,17 @@ class ChatShape:
     def chunks(self, chunks: Iterable[Response]) -> Iterator[Response]:
         """Chunks of a stream, reshaped; the first and the last carry `refusal_details`."""
         first, text = True, ""
-        try:
-            for chunk in chunks:
-                (choice,) = chunk["choices"]
-                text += choice["delta"].get("content") or ""
-                choice["delta"] = self._delta(choice["delta"], first)
-                choice["logprobs"] = self._logprobs(choice.get("logprobs"))
-                if first or choice["finish_reason"] is not None:
-                    chunk["refusal_details"] = self.details
-                first = False
-                yield chunk
-        finally:  # also what a client had seen when it closed the stream
-            self.remember(text)
+        for chunk in chunks:
+            (choice,) = chunk["choices"]
+            text += choice["delta"].get("content") or ""
+            choice["delta"] = self._delta(choice["delta"], first)
+            choice["logprobs"] = self._logprobs(choice.get("logprobs"))
+            if first or choice["finish_reason"] is not None:
+                chunk["refusal_details"] = self.details
+            if choice["finish_reason"] == "stop":
+                self.remember(text)
+            first = False
+            yield chunk
 
     def _delta(self, delta: dict[str, Any], first: bool) -> dict[str, Any]:
         if first:

@@ -55,7 +55,8 @@ class Llama(DecidingLlama):
     for the last bits of floating point, since llama.cpp rounds by how a prompt is split into batches).
 
     An instance serves one request at a time, since it has one context: another thread waits for a call that is running,
-    and a stream that is read on after another request began raises StateError. Use after `close()` does as well.
+    and a stream that is read on after another request began raises StateError. Use after `close()` does as well. A
+    logits processor or stopping criterion must not wait for another thread that uses the instance.
     """
 
     def __init__(
@@ -129,15 +130,17 @@ class Llama(DecidingLlama):
         """`decide` on many conversations, several a llama_decode, a shared beginning computed once.
 
         Uses a second context of the same size, made at the first call. Scores are those of one by one but for rounding:
-        on a CPU below 1e-3 whatever the type of the weights (3e-5 measured with bf16, nothing with q8_0 and q4_0), on a
-        GPU or with flash_attn about 1e-2. So are decisions, unless a score lies that close to its threshold.
+        on a CPU below 1e-3 (4e-4 measured with f16, 3e-5 with bf16, nothing with q8_0 and q4_0), on a GPU or with
+        flash_attn about 1e-2. So are decisions, unless a score lies that close to its threshold.
 
         Raises:
             As `decide`, for the first conversation that fails; `conversations` is taken 64 at a time.
         """
         effective = self._effective(policy)
         prompts = (self._chat_prompt(messages, effective, {}).boundary for messages in conversations)
-        return list(self._batch_decider.decide(prompts, effective, calibrated=self._is_calibrated(effective)))
+        with self._exclusive:  # one thread makes the second context, and close() waits for it
+            batch = self._batch_decider
+        return list(batch.decide(prompts, effective, calibrated=self._is_calibrated(effective)))
 
     @cached_property
     def _batch_decider(self) -> BatchDecider:
@@ -242,11 +245,11 @@ class Llama(DecidingLlama):
             self._refusal_texts.put(text, turn.control_token)
 
     def _token_before(self, refusal: str) -> int | None:
-        """The control token of a refusal that was given lately, or has a fixed text."""
+        """The control token of a refusal that was given lately, or has a fixed text; None unless it is one alone."""
         if (token_id := self._refusal_texts.get(refusal)) is not None:
             return token_id
-        fixed = (c.token_id for c in self.policy.categories if self.refusal_messages.get(c.id) == refusal)
-        return next(fixed, None)
+        fixed = [c.token_id for c in self.policy.categories if self.refusal_messages.get(c.id) == refusal]
+        return fixed[0] if len(fixed) == 1 else None
 
     def _new_turn(self, parameters: Mapping[str, Any], policy: PolicyLike | None, on_refuse: OnRefuse) -> Turn:
         check_parameters(parameters, on_refuse)

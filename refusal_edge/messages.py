@@ -53,8 +53,7 @@ def read_messages(messages: object, refusals: Refusals) -> Conversation:
     """Checks a list of OpenAI chat messages.
 
     An assistant message gets its control token back: respond before content or tool calls, a category before a
-    refusal: that of `refusal_details`, else the one that its text is known for, else the first, with a warning. Content
-    that comes without `refusal` and `refusal_details` is a refusal if its text is known as one.
+    refusal: that of `refusal_details`, else the one that its text is known for, else the first, with a warning.
     A last message of role assistant is the prefill: its content goes after the decision, never before it.
 
     Raises:
@@ -91,7 +90,7 @@ def _read(where: str, message: object, refusals: Refusals) -> Message:
     fields["content"] = text if text is not None or message.get("tool_calls") else ""
     if role != "assistant":
         return Message(fields)
-    return Message(fields, _control_token(where, message, refusal, content, refusals))
+    return Message(fields, _control_token(where, message, refusal, refusals))
 
 
 def _text(where: str, content: object) -> str | None:
@@ -110,7 +109,7 @@ def _text(where: str, content: object) -> str | None:
 
 
 def _control_token(
-    where: str, message: Mapping[str, Any], refusal: str | None, content: str | None, refusals: Refusals
+    where: str, message: Mapping[str, Any], refusal: str | None, refusals: Refusals
 ) -> int | None:
     """The control token that an assistant message opened with."""
     details = {} if message.get("refusal_details") is None else message["refusal_details"]
@@ -124,13 +123,7 @@ def _control_token(
         )
     if refusal is not None and (refusal or not message.get("content")):
         return by_slug[slug] if slug is not None else _token_before(refusal, refusals)
-    if details.get("outcome") == "no_decision":
-        return None
-    if content is not None and "refusal" not in message and not details:
-        known = refusals.token_of(content)
-        if known is not None:
-            return known
-    return refusals.policy.respond_token_id
+    return None if details.get("outcome") == "no_decision" else refusals.policy.respond_token_id
 
 
 def _token_before(refusal: str, refusals: Refusals) -> int:

@@ -43,9 +43,13 @@ def test_the_same_decisions_as_one_by_one(toy_path: Path, n_batch: int) -> None:
         assert b.control_mass == pytest.approx(a.control_mass, abs=max(1e-3, SHAPE_TOLERANCE))
 
 
+@pytest.mark.parametrize("decode_cost", [8, 100])
 @pytest.mark.parametrize("outtype", ["bf16", "q8_0", "q4_0"])
-def test_the_same_scores_whatever_the_type_of_the_weights(outtype: str, tmp_path: Path) -> None:
+def test_the_same_scores_whatever_the_type_of_the_weights(
+    outtype: str, decode_cost: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rounding activations to 8 bits makes much of a last bit: 3e-3 where a prompt's rest begins in any cell."""
+    monkeypatch.setattr(batch, "DECODE_COST", decode_cost)
     convert(demo.checkpoint(), tmp_path / "demo.gguf", outtype=outtype)
     llm = Llama(tmp_path / "demo.gguf", n_ctx=512, verbose=False, n_threads=1, n_threads_batch=1)
     asked = [f"{what} {place}?" for what in QUESTIONS for place in PLACES]
@@ -60,26 +64,25 @@ def test_the_same_scores_whatever_the_type_of_the_weights(outtype: str, tmp_path
 def test_a_prompt_lies_in_the_blocks_of_cells_as_it_does_alone(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell of the cache for each token, in order: that of a prompt's token is its position, but for whole blocks."""
     llm = Llama(toy_path, n_ctx=512, verbose=False, n_threads=1, n_threads_batch=1)
-    n_prefix = 0
+    llm._batch_decider._block = batch.BLOCK
+    seen = {"prefix": 0, "alone": 0, "padded": 0}
     real = batch._decode
 
     def check(context: Any, tokens: Any, sequences: Any, positions: Any, wanted: Any) -> int:
-        nonlocal n_prefix
-        if (sequences == 0).all():
-            n_prefix = positions[-1] + 1
-            assert n_prefix % 16 == 0
-        else:
-            prompts = sequences != batch.PADDING
-            cells = n_prefix + np.arange(len(tokens))
-            assert ((cells - positions) % 16)[prompts].max() == 0
-            assert not wanted[~prompts].any()
-            assert prompts[-1], "nothing is computed behind the last prompt"
+        prompts = sequences != batch.PADDING
+        cells = len(llm._batch_decider._prefix) + np.arange(len(tokens))
+        assert ((cells - positions) % 16)[prompts].max() == 0
+        assert not wanted[~prompts].any()
+        assert prompts[-1], "nothing is computed behind the last prompt"
+        seen["prefix" if sequences[0] == 0 else "alone" if prompts.all() else "padded"] += 1
         return real(context, tokens, sequences, positions, wanted)
 
     monkeypatch.setattr(batch, "_decode", check)
     assert len(llm.decide_batch(conversations())) == len(conversations())
-    llm.decide_batch([[*RULES, *user(word)] for word in WORDS])
-    assert n_prefix > 0
+    for decode_cost in (100, 8, 100):  # each prompt with padding, then alone
+        monkeypatch.setattr(batch, "DECODE_COST", decode_cost)
+        llm.decide_batch([[*RULES, *user("a quick fox " + word)] for word in WORDS])
+    assert min(seen.values()) > 0, seen
 
 
 def test_a_shared_beginning_is_computed_once(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +136,13 @@ def test_a_prompt_over_the_context_is_an_error_and_the_next_call_works(toy_path:
     with pytest.raises(InvalidRequestError):
         llm.decide_batch([[]])
     assert llm.decide_batch([user("hi")])[0].scores == pytest.approx(expected.scores, abs=1e-3)
+
+
+def test_a_context_that_llama_cpp_rounds_up_takes_no_longer_prompts(toy_path: Path) -> None:
+    llm = Llama(toy_path, n_ctx=100, verbose=False, n_threads=1, n_threads_batch=1)
+    assert llm.n_ctx() > 100
+    with pytest.raises(PromptTooLongError, match="do not fit the context of 100"):
+        llm.decide_batch([user("lock " * 110)])
 
 
 def test_nan_logits_are_an_error(make_toy: Any) -> None:

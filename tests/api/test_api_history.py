@@ -49,12 +49,12 @@ def test_category_whose_fixed_text_it_is(llm: Llama) -> None:
 
 def test_category_of_a_refusal_that_only_the_text_is_left_of(llm: Llama) -> None:
     for arguments in ({}, {"on_refuse": "message"}):
-        reply: Any = llm.create_chat_completion(user("hi"), policy=REFUSE, max_tokens=8, **arguments)
+        reply: Any = llm.create_chat_completion(user("hi"), policy=REFUSE, seed=7, stop="respond", **arguments)
         text = reply["choices"][0]["message"]["refusal"]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert opener(llm, assistant(refusal=text)) == slug_id(llm, "safety")
-            assert opener(llm, {"role": "assistant", "content": f" {text}\n"}) == slug_id(llm, "safety")
+            assert opener(llm, assistant(refusal=f" {text}\n")) == slug_id(llm, "safety")
+            assert opener(llm, {"role": "assistant", "content": text}) == llm.policy.respond_token_id
             assert opener(llm, assistant(content=text, refusal=None)) == llm.policy.respond_token_id
             details = {"outcome": "respond", "category": None}
             assert opener(llm, {"role": "assistant", "content": text, "refusal_details": details}) == (
@@ -62,11 +62,29 @@ def test_category_of_a_refusal_that_only_the_text_is_left_of(llm: Llama) -> None
             )
 
 
-def test_category_of_a_stream_that_was_closed(llm: Llama) -> None:
-    chunks: Any = llm.create_chat_completion(user("hi"), policy=REFUSE, max_tokens=20, stream=True, seed=7)
-    text = "".join(next(chunks)["choices"][0]["delta"].get("refusal") or "" for _ in range(6))
-    chunks.close()
-    assert opener(llm, assistant(refusal=text)) == slug_id(llm, "safety")
+def test_category_of_a_stream(llm: Llama) -> None:
+    chunks: Any = llm.create_chat_completion(user("hi"), policy=REFUSE, seed=7, stop="respond", stream=True)
+    text = "".join(chunk["choices"][0]["delta"].get("refusal") or "" for chunk in chunks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert opener(llm, assistant(refusal=text)) == slug_id(llm, "safety")
+
+
+def test_a_text_that_was_cut_off_is_nobodys(llm: Llama) -> None:
+    reply: Any = llm.create_chat_completion(user("hi"), policy=REFUSE, max_tokens=3, seed=7)
+    llm._warned.clear()
+    with pytest.warns(UserWarning, match="'humanizing' is taken for its category"):
+        opener(llm, assistant(refusal=reply["choices"][0]["message"]["refusal"]))
+
+
+def test_a_fixed_text_of_two_categories_tells_neither(llm: Llama) -> None:
+    messages, llm.refusal_messages = llm.refusal_messages, dict.fromkeys(llm.refusal_messages, "Not that.")
+    try:
+        llm._warned.clear()
+        with pytest.warns(UserWarning, match="'humanizing' is taken for its category"):
+            opener(llm, assistant(refusal="Not that."))
+    finally:
+        llm.refusal_messages = messages
 
 
 def test_first_category_before_an_unknown_refusal(llm: Llama) -> None:
@@ -90,9 +108,11 @@ def test_the_only_category_needs_no_warning(make_toy: MakeToy) -> None:
 
 def test_only_the_last_texts_are_known() -> None:
     texts = RefusalTexts(capacity=2)
-    for token_id, text in enumerate(["a", "b", "a ", "c", " \n"]):
+    for text, token_id in [("a", 0), ("b", 1), ("a ", 0), ("c", 3), (" \n", 4)]:
         texts.put(text, token_id)
-    assert [texts.get(text) for text in ("a", "b", "c", "", " ")] == [2, None, 3, None, None]
+    assert [texts.get(text) for text in ("a", "b", "c", "", " ")] == [0, None, 3, None, None]
+    texts.put("c", 5)
+    assert texts.get("c") is None  # given after two control tokens
 
 
 def test_nothing_where_nothing_was_decided(llm: Llama) -> None:
