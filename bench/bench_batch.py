@@ -5,8 +5,9 @@
 Three contenders: `decide` from an empty context (every prompt computed in full), `decide` as it is in a loop (it keeps
 the system prompt that its context holds) and `decide_batch` (keeps it too, and puts many prompts into one
 llama_decode). Before anything is timed they must agree on every prompt: same outcome, scores within 1e-3 (on a GPU,
-where a batch of another shape is another matrix multiplication, partly in half precision, 1e-2). Not measured: loading, and the answers. On a CPU a dozen tokens already keep the
-arithmetic busy, so most of the gain is the shared prefix; a GPU gains more from the batch.
+where a batch of another shape is another matrix multiplication, partly in half precision, 1e-2). Not measured: loading,
+and the answers. On a CPU a dozen tokens already keep the arithmetic busy, so most of the gain is the shared prefix; a
+GPU gains more from the batch.
 """
 
 from __future__ import annotations

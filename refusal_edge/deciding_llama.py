@@ -355,11 +355,17 @@ class DecidingLlama(llama_cpp.Llama):  # type: ignore[misc]
         if keep == len(ids) == self.n_tokens and not self._requires_eval:
             return
         keep = min(keep, len(ids) - 1)
-        if keep == 0 or (keep < self.n_tokens and not self._ctx.kv_cache_seq_rm(-1, keep, -1)):
+        if keep == 0 or (keep < self.n_tokens and not self._can_cut(keep)):
             keep = 0
             self.reset()
         self.n_tokens = keep
         self.eval(ids[keep:])
+
+    def _can_cut(self, position: int) -> bool:
+        """Forgets what the context holds from there on; False where what came before would not be whole either."""
+        if not self.context_params.swa_full and llama_cpp.llama_model_n_swa(self._model.model) > 0:
+            return False  # of a sliding window only the last cells are left
+        return bool(self._ctx.kv_cache_seq_rm(-1, position, -1))
 
     def _load_cached(self, ids: list[int]) -> None:
         """A state of `set_cache` that holds more of the prompt than the context does."""

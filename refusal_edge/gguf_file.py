@@ -243,6 +243,10 @@ class _Reader:
         self.file.data_end = self.file.data_end or min(start, self.size)
 
 
+# Some tools write 2^32 - 1 for "none", which llama.cpp takes for its default.
+_MAY_BE_NONE: Final = frozenset(f"{name}_token_id" for name in ("padding", "seperator", "separator", "mask", "cls"))
+
+
 def check_values(file: GGUFFile) -> None:
     """Checks values that llama.cpp uses as array lengths and indices.
 
@@ -273,5 +277,7 @@ def check_values(file: GGUFFile) -> None:
         if value is not None and len(value) != n_vocab:
             raise file.wrong(prefix + column, f"{n_vocab} elements, one for each token", len(value))
     for key, value in file.kv.items():
-        if key.startswith(prefix) and key.endswith("_token_id") and not (type(value) is int and 0 <= value < n_vocab):
-            raise file.wrong(key, f"a token id in [0, {n_vocab - 1}]")
+        if key.startswith(prefix) and key.endswith("_token_id"):
+            no_more = 2**32 if key.removeprefix(prefix) in _MAY_BE_NONE else n_vocab
+            if not (type(value) is int and 0 <= value < no_more):
+                raise file.wrong(key, f"a token id in [0, {n_vocab - 1}]")

@@ -22,6 +22,7 @@ NO_TOKENIZER: Final = ("none", "no_vocab")
 CHAT_TOKENIZERS: Final = ("gpt2", "llama", "t5", "gemma4", "plamo2", "hybriddna", "whitespace")
 WHOLE_HEAD_ROTATED: Final = ("llama", "qwen2", "qwen3", "smollm3", "olmo2", "granite")
 SLIDING_WINDOW: Final = ("gemma2", "gemma3", "olmo2")
+WINDOWED: Final = (*SLIDING_WINDOW, "phi3")
 KV: Final = ("key", "value")
 CHECKED: Final = frozenset({*WHOLE_HEAD_ROTATED, *SLIDING_WINDOW, "phi3"})
 
@@ -77,8 +78,9 @@ def _check_numbers(file: GGUFFile) -> None:
     n_blocks = file.hparam("block_count", 1)
     _check_range(file, "block_count", 1, MAX_BLOCKS)
     _check_range(file, "nextn_predict_layers", 0, n_blocks)
-    for name in ("context_length", "attention.sliding_window"):
-        _check_range(file, name, 0, MAX_LENGTH)
+    _check_range(file, "context_length", 0, MAX_LENGTH)
+    if file.arch in WINDOWED:
+        _check_range(file, "attention.sliding_window", 0, MAX_LENGTH)
     for name in ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon"):
         value = file.kv.get(key := f"{file.arch}.attention.{name}")
         if isinstance(value, float) and value < 0:

@@ -22,6 +22,7 @@ MAX_THREADS: Final = 512
 CACHE_TYPES: Final = (0, 1, 30, 8, 2, 3, 20, 6, 7)
 """The types that llama.cpp's own programs offer for keys and values; others abort in the first llama_decode."""
 _F16: Final = 1
+_OTHER_LAYERS: Final = ("full_attention_interval", "attention.shared_kv_layers", "ssm.state_size")
 _INTEGERS: Final = {
     "n_ctx": (512, 0, MAX_CONTEXT, " (0: the model's own)"),
     "n_batch": (512, 1, MAX_CONTEXT, ""),
@@ -99,13 +100,16 @@ def _check_context(file: GGUFFile, arguments: Mapping[str, Any]) -> None:
 
 def _bytes_per_token(file: GGUFFile, arguments: Mapping[str, Any]) -> float:
     """At least what llama.cpp and llama-cpp-python hold for a position: keys, values, an id, with logits_all logits."""
+    logits = 4 * (file.n_vocab() or 0) if arguments.get("logits_all") else 0
+    window = arguments.get("swa_full") is False and file.hparam("attention.sliding_window") > 0
+    if window or any(f"{file.arch}.{name}" in file.kv for name in _OTHER_LAYERS):
+        return 4 + logits  # not every layer holds keys and values of every position
     heads = file.kv.get(f"{file.arch}.attention.head_count_kv")
     if isinstance(heads, GGUFArray):
         n_heads = sum(int(n) for n in heads if isinstance(n, int))
     else:
         n_heads = file.hparam("block_count") * _kv_heads(file)
     row = sum(file.head_length(name) * _element_bytes(arguments.get(f"type_{name[0]}")) for name in ("key", "value"))
-    logits = 4 * (file.n_vocab() or 0) if arguments.get("logits_all") else 0
     return 4 + max(n_heads * row, 0) + logits
 
 

@@ -108,9 +108,7 @@ def _text(where: str, content: object) -> str | None:
     return "\n".join(part["text"] for part in content)
 
 
-def _control_token(
-    where: str, message: Mapping[str, Any], refusal: str | None, refusals: Refusals
-) -> int | None:
+def _control_token(where: str, message: Mapping[str, Any], refusal: str | None, refusals: Refusals) -> int | None:
     """The control token that an assistant message opened with."""
     details = {} if message.get("refusal_details") is None else message["refusal_details"]
     if not isinstance(details, Mapping):

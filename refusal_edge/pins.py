@@ -50,7 +50,7 @@ def broken_pins(
 
 def is_edited(calibration: Mapping[str, Any], policy: Policy) -> bool:
     """Whether a threshold, or anything else of the policy, is not what was calibrated."""
-    return bool(calibration.get("policy_id", policy.policy_id) != policy.policy_id)
+    return bool(calibration.get("policy_id") != policy.policy_id)
 
 
 def checked_pins(calibration: object) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from refusal_edge.calibrate.rows import BadRow, DataFile, Row
+from refusal_edge.calibrate.rows import MAX_LINE_BYTES, BadRow, DataFile, Row
 from refusal_edge.calibrate.scorefile import Header, parse_line, read_header, read_lines, scored_row, skipped_row
 from refusal_edge.errors import InvalidRequestError, RefusalEdgeError
 from refusal_edge.gguf_file import read_gguf
@@ -122,6 +122,7 @@ def score_file(
     total = len(range(shard[0] - 1, data.n_all, shard[1]))
     with _open_locked(out) as file:
         last_line, resumed, skipped = _resume(file, out, header)
+        _check_no_hole(out, data, shard, last_line, resumed + len(skipped))
         rows = data.all_rows(last_line, shard)
         scored = 0
         progress(resumed + len(skipped), total)
@@ -164,7 +165,11 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) 
     with part_file(out, force=force) as (descriptor, _), open(descriptor, "wb", closefd=False) as file:
         file.write(whole.to_json().encode() + b"\n")
         count = 0
+        last_line = 0
         for row in heapq.merge(*(_rows(path) for path in paths), key=lambda row: int(row["line"])):
+            if row["line"] == last_line:
+                raise InvalidRequestError(f"merge: two shards hold data line {last_line}: score one of them again")
+            last_line = row["line"]
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             count += 1
         file.flush()
@@ -222,6 +227,8 @@ def _located(error: RefusalEdgeError, path: Path, row: Row, judge: Judge | None)
 
 
 def _open_locked(path: Path) -> IO[bytes]:
+    if path.exists() and not path.is_file():
+        raise InvalidRequestError(f"{path} is not a regular file; give the name of the file to write")
     file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 -- the caller closes it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -233,7 +240,7 @@ def _open_locked(path: Path) -> IO[bytes]:
 
 def _resume(file: IO[bytes], path: Path, header: Header) -> tuple[int, int, dict[int, str]]:
     """Leaves `file` behind its last whole line: (that row's line in the data, scored rows held, bad ones)."""
-    first = file.readline()
+    first = file.readline(MAX_LINE_BYTES)
     if not first.endswith(b"\n"):
         if not header.to_json().encode().startswith(first):
             raise InvalidRequestError(f"{path}: exists and is no scores file; choose another -o")
@@ -259,6 +266,15 @@ def _resume(file: IO[bytes], path: Path, header: Header) -> tuple[int, int, dict
     file.seek(end)
     file.truncate()
     return last_line, count, skipped
+
+
+def _check_no_hole(path: Path, data: DataFile, shard: tuple[int, int], last_line: int, held: int) -> None:
+    """Rows are written in order, so what is held are the first ones of the shard."""
+    expected = data.n_rows_up_to(last_line, shard)
+    if held != expected:
+        raise InvalidRequestError(
+            f"{path}: holds {held} of the {expected} rows up to data line {last_line}: choose another -o, or delete it"
+        )
 
 
 def _check_same(path: Path, found: Header, expected: Header) -> None:

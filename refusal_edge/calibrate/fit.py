@@ -153,10 +153,22 @@ def calibrate(table: ScoreTable, policy: Policy, target: Target) -> Calibration:
     slugs = _calibrated(table, policy, target)
     rows = sketch(table.sha256)
     warnings: list[str] = []
+    digests = [digest for digest, refuse in zip(table.sha256, table.refuse) if not refuse]
+    if target.promises and (n_copies := len(digests) - len(set(digests))):
+        warnings.append(
+            f"{n_copies} of {len(digests)} benign rows are copies of another: the promise holds if prompts repeat "
+            "themselves as often, and means nothing if the copies were made to have more rows"
+        )
     fitted, bias = None, np.zeros(len(policy.categories))
     if target.temperature or target.bias:
         fit_rows, other_rows = _split(table, target)
         policy, bias, fitted = _fit_scaling(table.select(fit_rows), table.select(other_rows), policy, target)
+        before, after = fitted["before"]["nll"], fitted["bias" if target.bias else "temperature"]["nll"]
+        if after > before:
+            warnings.append(
+                f"temperature or bias made the other rows worse: NLL {before:.4f} before, {after:.4f} after; "
+                f"{fitted['rows']} rows are too few to fit them: leave them out, or raise fit_fraction"
+            )
         table = table.select(other_rows)
     if not odds.mass_is_known(table, policy):
         warnings.append(

@@ -89,7 +89,7 @@ def threshold_above(cut: float) -> ControlValue:
     Args:
         cut: log-odds; the scores at the cut itself must not pass.
     """
-    return 0.0 if cut == -np.inf else threshold_between(cut, cut)
+    return threshold_between(cut, cut)
 
 
 def threshold_between(cut: float, above: float) -> ControlValue:

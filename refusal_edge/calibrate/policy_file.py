@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from refusal_edge.calibrate.certificate import Certificate
-from refusal_edge.calibrate.fit import Calibration
+from refusal_edge.calibrate.fit import METHODS, SCOPES, Calibration
 from refusal_edge.calibrate.plan import Uncertified
 from refusal_edge.calibrate.scorefile import Header
+from refusal_edge.calibrate.thresholds import CERTIFIED
 from refusal_edge.errors import InvalidPolicyError
 from refusal_edge.numbers import as_integer, shown
 from refusal_edge.pins import checked_pins
@@ -22,7 +23,7 @@ FORMAT: Final = "refusal-edge-policy"
 VERSION: Final = 1
 MAX_BYTES: Final = 16 << 20
 
-_REQUIRED_PINS: Final = ("method", "n", "dataset_sha256", "template_sha256", "created")
+_REQUIRED_PINS: Final = ("method", "scope", "n", "dataset_sha256", "template_sha256", "policy_id", "created")
 
 Item = TypeVar("Item")
 
@@ -143,7 +144,7 @@ def read_policy_file(path: str | Path) -> PolicyFile:
             calibration=None if calibration is None else _complete(checked_pins(calibration)),
             certificates=_each("certificates", data, Certificate.from_dict, policy),
             uncertified=_each("uncertified", data, _uncertified, policy),
-            warnings=tuple(map(str, data.get("warnings") or ())),
+            warnings=_texts("warnings", data.get("warnings", [])),
             fitted=data.get("fitted"),
             target=data.get("target"),
             measured=data.get("measured"),
@@ -157,7 +158,21 @@ def _complete(pins: dict[str, Any]) -> dict[str, Any]:
     for name in _REQUIRED_PINS:
         if name not in pins:
             raise InvalidPolicyError(f"calibration.{name} is missing")
+    method, scope = pins["method"], pins["scope"]
+    if method not in METHODS or scope not in SCOPES:
+        raise InvalidPolicyError(f"calibration: unknown method {method!r} or scope {scope!r}")
+    if pins["n"] < 0:
+        raise InvalidPolicyError(f"calibration.n: expected a number of rows, got {pins['n']}")
+    for name, methods in (("alpha", CERTIFIED), ("delta", ("np", "ltt"))):
+        if (name in pins) != (method in methods):
+            raise InvalidPolicyError(f"calibration.{name}: expected with the methods {', '.join(methods)} alone")
     return pins
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise InvalidPolicyError(f"{name}: expected a list of texts, got {shown(value)}")
+    return tuple(value)
 
 
 def _each(
@@ -181,6 +196,6 @@ def _each(
 
 def _uncertified(item: Mapping[str, Any]) -> Uncertified:
     n, needed = as_integer(item.get("n")), as_integer(item.get("needed"))
-    if not isinstance(item.get("category"), str) or n is None or needed is None:
+    if set(item) != {"category", "n", "needed"} or not isinstance(item["category"], str) or n is None or needed is None:
         raise InvalidPolicyError(f"expected category, n and needed, got {shown(dict(item))}")
     return Uncertified(item["category"], n, needed)

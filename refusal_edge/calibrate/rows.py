@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from array import array
 from collections.abc import Collection, Iterator
@@ -128,6 +129,12 @@ class DataFile:
     def n_all(self) -> int:
         """Rows, good and bad."""
         return self.n_rows + len(self.bad)
+
+    def n_rows_up_to(self, last_line: int, shard: tuple[int, int]) -> int:
+        """Rows of a shard, good and bad, up to a line of the file."""
+        index, count = shard
+        n_before = sum(1 for _ in itertools.takewhile(lambda item: item[0] <= last_line, _lines(self.path)))
+        return len(range(index - 1, n_before, count))
 
     def __iter__(self) -> Iterator[Row]:
         """The good rows, in order."""

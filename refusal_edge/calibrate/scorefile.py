@@ -29,6 +29,7 @@ from refusal_edge.pins import checked_pins
 from refusal_edge.policy import Policy
 
 FORMAT: Final = "refusal-edge-scores"
+_LARGEST: Final = float(np.finfo(np.float32).max)
 VERSION: Final = 1
 
 
@@ -81,7 +82,12 @@ class Header:
             if data.get("calibration") is not None:
                 data["calibration"] = checked_pins(data["calibration"])
             data["shard"] = (int(data["shard"][0]), int(data["shard"][1]))
-            if not isinstance(data.get("judge"), (str, type(None))):
+            if not isinstance(data.get("judge"), (str, type(None))) or not all(
+                isinstance(data[name], str)
+                for name in ("model", "weights_sha256", "template_sha256", "dataset", "dataset_sha256")
+            ):
+                raise ValueError
+            if type(data["dataset_rows"]) is not int or type(data["file_type"]) not in (int, type(None)):
                 raise ValueError
             return cls(**data)
         except InvalidPolicyError as error:
@@ -163,14 +169,20 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line of the file, object) of every row behind the header.
 
     Raises:
-        InvalidRequestError: a line that is not a JSON object, with its number.
+        InvalidRequestError: a line that is not a JSON object or stands in the wrong place, with its number.
     """
     with path.open("rb") as file:
         file.readline()
+        last_line = 0
         for number, text in enumerate(file, start=2):
             row = parse_line(text)
             if row is None:
                 raise InvalidRequestError(f"{path}: line {number}: expected a scored row, got broken JSON")
+            if row["line"] <= last_line:
+                raise InvalidRequestError(
+                    f"{path}: line {number}: expected a data line after {last_line}, got {row['line']}: score again"
+                )
+            last_line = row["line"]
             yield number, row
 
 
@@ -178,7 +190,7 @@ def parse_line(text: bytes) -> dict[str, Any] | None:
     """A line behind the header; None if it is not a JSON object that names a line of the data."""
     try:
         row = json.loads(text)
-        return row if isinstance(row["line"], int) else None
+        return row if type(row["line"]) is int else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -191,7 +203,11 @@ def read_header(path: Path) -> Header:
 def is_scores_file(path: Path) -> bool:
     """Whether the first line names this format."""
     with path.open("rb") as file:
-        return f'"format": "{FORMAT}"'.encode() in file.readline(1 << 24)
+        first = file.readline(1 << 24)
+    try:
+        return bool(json.loads(first)["format"] == FORMAT)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def read_scores(path: str | Path, *, unlabelled: bool = False) -> ScoreTable:
@@ -253,17 +269,23 @@ class _Columns:
 
     def append(self, row: dict[str, Any]) -> None:
         """Raises ValueError, KeyError, TypeError or OverflowError if the row is malformed."""
-        z = np.array([-math.inf if x is None else x for x in row["logits"]], np.float32)
-        normalizer = float(row["log_normalizer"])
+        numbers = [-math.inf if x is None else x for x in row["logits"]]
+        normalizer, token_id = row["log_normalizer"], row["model_token_id"]
+        if type(token_id) is not int or not all(type(x) in (int, float) for x in (*numbers, normalizer)):
+            raise ValueError
+        z = np.array(numbers, np.float64)
         if z.shape != (self.width,) or not np.isfinite([z.max(), normalizer]).all():
             raise ValueError
+        if np.abs(z[np.isfinite(z)]).max() > _LARGEST:
+            raise ValueError
+        z = z.astype(np.float32)
         self.ids.append(str(row.get("id")))
         self.sha256.append(str(row.get("sha256")))
         self.labels.append(-1 if row.get("label") is None else LABELS.index(row["label"]))
         self.categories.append(-1 if row["category"] is None else self.slugs[row["category"]])
         self.logits.frombytes(z.tobytes())
         self.normalizers.append(normalizer)
-        self.tokens.append(int(row["model_token_id"]))
+        self.tokens.append(token_id)
         self.texts.extend(_answers(row.get("text"), self.header.judge is not None))
 
     def table(self, skipped: dict[int, str], n_unlabelled: int) -> ScoreTable:

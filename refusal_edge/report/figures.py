@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DPI: Final = 144
 MAX_COLUMNS: Final = 3
+NOTE_INCHES: Final = 0.4
 BLACK, DARK, LIGHT = "black", "0.35", "0.75"
 _STYLE: Final = {
     "font.family": "DejaVu Sans",
@@ -64,7 +65,7 @@ def draw_roc(facts: Facts) -> Figure:
             _cross(axes, metrics.rate(passed[~refuse]), metrics.rate(passed[refuse]))
         n_benign = int((~refuse).sum())
         source = f"{n_benign} benign rows" if own else "no benign rows"
-        if n_benign and not own:
+        if n_benign and not own and refuse.any():
             source += f" of its own:\ndrawn against all {n_benign}"
         area = (
             ""
@@ -238,6 +239,7 @@ def _title(name: str) -> str:
 
 def _note_unnamed(figure: Figure, facts: Facts) -> None:
     if facts.unnamed:
+        figure.set_figheight(figure.get_figheight() + NOTE_INCHES)
         figure.suptitle(f"not shown: {facts.unnamed} rows to refuse that name no category", fontsize=7.5, color=DARK)
 
 

@@ -201,7 +201,12 @@ def test_what_cannot_be_calibrated_is_one_line(
         ({"policy": {"categories": []}}, "expected the fields categories"),
         ({"calibration": {"method": 3}}, "calibration.method"),
         ({"calibration": {"unknown": 3}}, "calibration.unknown"),
-        ({"calibration": {"method": "np"}}, "calibration.n is missing"),
+        ({"calibration": {"method": "np"}}, "calibration.scope is missing"),
+        ({"warnings": 7}, "warnings: expected a list of texts, got 7"),
+        (
+            {"uncertified": [{"category": "safety", "n": 1, "needed": 2, "categories": 3}]},
+            r"uncertified\[0\]: expected",
+        ),
         ({"calibration": {"alpha": 0.0}}, r"calibration.alpha: expected a number in \[1e-06, 0.999999\], got 0.0"),
         ({"calibration": {"alpha": 1}}, r"calibration.alpha: expected a number in \[1e-06, 0.999999\], got 1"),
         ({"certificates": 3}, "certificates: expected a list of objects"),

@@ -162,7 +162,7 @@ def test_rows_are_matched_by_content(made: Path, tmp_path: Path) -> None:
 
     def edit(i: int, row: dict[str, Any]) -> dict[str, Any]:
         if i == 10:
-            return {"line": 11, "error": "too long"}
+            return {"line": 12, "error": "too long"}
         return {**row, "id": f"r{i + 1}", "line": row["line"] + 1}
 
     a, b = read_scores(made), read_scores(edited(made, tmp_path / "b.jsonl", edit))

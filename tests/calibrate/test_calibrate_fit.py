@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import made_scores
@@ -308,3 +309,22 @@ def test_a_policy_that_cannot_be_calibrated_is_an_error(tmp_path: Path, policy: 
 def test_a_category_that_is_off_stays_off(tmp_path: Path) -> None:
     result = calibrate(made_scores.make_table(tmp_path, n=600), POLICY.replace(humanizing="off"), Target())
     assert result.policy.thresholds["humanizing"] == "off"
+
+
+def test_copies_of_benign_rows_are_named(tmp_path: Path) -> None:
+    table = made_scores.make_table(tmp_path)
+    assert not any("copies" in warning for warning in calibrate(table, POLICY, Target()).warnings)
+    twice = table.select(np.repeat(np.arange(len(table)), 2))
+    n = int((~table.refuse).sum())
+    (warning,) = (w for w in calibrate(twice, POLICY, Target()).warnings if "copies" in w)
+    assert warning.startswith(f"{n} of {2 * n} benign rows are copies of another")
+
+
+def test_scores_of_exactly_zero_pass_no_threshold(tmp_path: Path) -> None:
+    """A cut at minus infinity: all benign rows score 0, and none of them may be refused."""
+    table = made_scores.make_table(tmp_path)
+    logits = table.logits.copy()
+    logits[~table.refuse, :-1] = -np.inf
+    result = calibrate(dataclasses.replace(table, logits=logits), POLICY, Target())
+    assert result.measured.false_refusals.k == 0
+    assert result.measured.caught.k > 0

@@ -77,7 +77,7 @@ def test_a_threshold_lies_strictly_above_the_cut() -> None:
             assert round(float(np.float32(threshold)), 6) == threshold
     assert odds.threshold_above(np.inf) == "off"
     assert odds.threshold_above(50.0) == "off"
-    assert odds.threshold_above(-np.inf) == 0.0
+    assert odds.threshold_above(-np.inf) == 1e-6  # not 0, which a score of exactly 0 passes
 
 
 def test_a_threshold_lies_midway_between_the_scores_on_either_side() -> None:
@@ -170,7 +170,8 @@ def test_reading_takes_few_bytes_a_row(tmp_path: Path) -> None:
     path = made_scores.write_scores(tmp_path / "s.jsonl", *made_scores.make_logits(100, 3))
     header, *rows = path.read_text().splitlines()
     n = 20_000
-    path.write_text("\n".join([header.replace('"dataset_rows": 100', f'"dataset_rows": {n}'), *rows * (n // 100)]))
+    lines = [f'{{"line": {i + 1}, ' + rows[i % 100].split(", ", 1)[1] for i in range(n)]
+    path.write_text("\n".join([header.replace('"dataset_rows": 100', f'"dataset_rows": {n}'), *lines]))
     tracemalloc.start()
     table = read_scores(path)
     peak = tracemalloc.get_traced_memory()[1]
@@ -178,6 +179,23 @@ def test_reading_takes_few_bytes_a_row(tmp_path: Path) -> None:
     assert len(table) == n
     assert peak < 200 * n
     assert (table.ids[0], table.ids[-1], table.sha256[101]) == ("r0", "r99", f"{1:064x}")
+
+
+def test_rows_are_in_order_and_of_numbers(tmp_path: Path) -> None:
+    path = made_scores.write_scores(tmp_path / "s.jsonl", *made_scores.make_logits(3, 3))
+    header, *rows = path.read_text().splitlines()
+    strings = json.loads(rows[1])
+    strings["logits"] = [str(x) for x in strings["logits"]]
+    for second, reason in (
+        (rows[0], "line 3: expected a data line after 1, got 1"),
+        (json.dumps(strings), "line 3: exp"),
+    ):
+        path.write_text("\n".join([header, rows[0], second, rows[2]]))
+        with pytest.raises(InvalidRequestError, match=reason):
+            read_scores(path)
+    path.write_text("\n".join(json.dumps(json.loads(text), separators=(",", ":")) for text in (header, *rows)))
+    assert is_scores_file(path)
+    assert len(read_scores(path)) == 3
 
 
 def test_texts_are_a_sequence_of_strings() -> None:
