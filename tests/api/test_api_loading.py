@@ -18,7 +18,7 @@ from gguf import GGUFValueType as Kind
 from helpers import BENIGN, HARMFUL, raw_prompt, user
 from toy_model import WIDTH
 
-from refusal_edge import Llama
+from refusal_edge import Llama, loading
 from refusal_edge.convert import convert
 from refusal_edge.convert.gguf_rewrite import rewritten_header
 from refusal_edge.convert.gguf_writer import KeyValue
@@ -207,6 +207,8 @@ def test_sound_files_of_every_family_pass(of_family: Callable[[str], Path], name
         {"llama.rope.dimension_count": None},
         {"llama.rope.scaling.type": text("yarn"), "llama.context_length": u32(10 * 2**20)},
         {"general.architecture": text("made-up"), "made-up.rope.dimension_count": u32(7)},
+        {"tokenizer.ggml.padding_token_id": u32(2**32 - 1)},
+        {"llama.attention.sliding_window": u32(2**32 - 1)},
     ],
     ids=str,
 )
@@ -310,6 +312,16 @@ def test_lora_adapters_that_llama_cpp_cannot_use(toy_path: Path, tmp_path: Path)
     for message, keys in bad.items():
         with pytest.raises((FormatError, InvalidRequestError), match=message):
             Llama(toy_path, n_ctx=64, lora_path=str(adapter(tmp_path / "lora.gguf", **keys)), verbose=False)
+
+
+@pytest.mark.parametrize("key", ["llama.full_attention_interval", "llama.ssm.state_size"])
+def test_layers_without_a_cache_are_not_counted(
+    key: str, toy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_memory", lambda: 32 << 20)
+    with pytest.raises(InvalidRequestError, match="a context of 1048576 tokens needs"):
+        check_loadable(str(toy_path), {"n_ctx": 2**20})
+    check_loadable(str(with_keys(toy_path, tmp_path / "out.gguf", {key: u32(4)})), {"n_ctx": 2**20})
 
 
 def test_a_context_that_no_machine_has_the_memory_for(toy_path: Path) -> None:
