@@ -9,6 +9,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+import toy_model
 from helpers import ALL_OFF, BENIGN, raw_prompt, user
 from toy_model import TEMPLATE, MakeToy
 
@@ -148,7 +149,9 @@ CALIBRATION: dict[str, Any] = {
 
 
 def loaded(make_toy: MakeToy, **changes: Any) -> tuple[Llama, list[str]]:
-    stamp = {"calibration": {**CALIBRATION, **changes}, "thresholds": {"safety": 0.3}}
+    thresholds = {"safety": 0.3}
+    pins = {**CALIBRATION, "policy_id": toy_model.stamp(thresholds=thresholds).policy.policy_id, **changes}
+    stamp = {"calibration": pins, "thresholds": thresholds}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         llm = Llama(make_toy(stamp=stamp), n_ctx=128, verbose=False)
