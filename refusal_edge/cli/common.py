@@ -176,11 +176,11 @@ def rows_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error, with rate and time left, for (rows done, rows in all)."""
     from tqdm import tqdm
 
-    with tqdm(desc=description, unit="row", disable=None, leave=False) as bar:
+    with tqdm(desc=description, unit="row", disable=None, leave=False, smoothing=0) as bar:  # the rate of the whole run
 
         def advance(done: int, total: int) -> None:
             if bar.total is None:
-                bar.initial = bar.n = done  # what was there before does not count as speed
+                bar.initial = bar.n = bar.last_print_n = done  # what was there before does not count as speed
             bar.total = total
             bar.update(done - bar.n)
 
