@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -64,18 +65,26 @@ img { max-width: 100%; height: auto; display: block; margin: .5rem 0; }
 
 
 def write_report(facts: Facts, folder: str | Path) -> Path:
-    """Writes report.html, report.json and the PNGs into `folder` (made if missing); returns the page's path."""
+    """Writes report.html, report.json and the PNGs into `folder` (made if missing); returns the page's path.
+
+    Raises:
+        ConversionError: one of them is there and no file; then none is written.
+    """
+    from refusal_edge.convert.partfile import part_file
     from refusal_edge.report.figures import draw_all
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {name: _png(figure) for name, figure in draw_all(facts).items()}
-    for name, data in pictures.items():
-        (folder / f"{name}.png").write_bytes(data)
-    (folder / "report.json").write_text(json.dumps(facts.summary(), indent=2) + "\n", encoding="utf-8")
-    page = folder / "report.html"
-    page.write_text(render(facts, pictures), encoding="utf-8")
-    return page
+    files = {f"{name}.png": data for name, data in pictures.items()}
+    files["report.json"] = (json.dumps(facts.summary(), indent=2) + "\n").encode()
+    files["report.html"] = render(facts, pictures).encode()
+    with contextlib.ExitStack() as together:  # all of them, or none
+        for name, data in files.items():
+            descriptor, _ = together.enter_context(part_file(folder / name, force=True))
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+    return folder / "report.html"
 
 
 def render(facts: Facts, pictures: dict[str, bytes]) -> str:

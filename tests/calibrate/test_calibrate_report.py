@@ -142,6 +142,16 @@ def test_a_file_in_place_of_the_folder_is_one_line(scores_path: Path, capsys: py
 # ---- promises and what became of them --------------------------------------------------------------------------------
 
 
+def test_a_report_is_written_as_a_whole_or_not_at_all(
+    scores_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report"
+    (out / "roc.png").mkdir(parents=True)
+    assert cli.main(["report", str(scores_path), "-o", str(out)]) == 2
+    assert "roc.png is a folder" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["roc.png"]
+
+
 def test_a_target_stands_beside_the_rate_it_is_about(tmp_path: Path) -> None:
     table = other_rows(tmp_path, 900)
     calibration = rows(tmp_path, n=1200)
