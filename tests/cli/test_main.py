@@ -129,7 +129,8 @@ def test_a_file_error_without_a_name_is_words(capsys: pytest.CaptureFixture[str]
 
 
 WRITING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell without job control ignores in the background
 import refusal_edge.convert.conversion as conversion
 def write_tensors(*args, **kwargs):
     print("ready", flush=True)
