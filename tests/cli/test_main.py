@@ -130,7 +130,8 @@ def test_a_file_error_without_a_name_is_words(capsys: pytest.CaptureFixture[str]
 
 WRITING = """
 import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell without job control ignores in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background,
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or under nohup
 import refusal_edge.convert.conversion as conversion
 def write_tensors(*args, **kwargs):
     print("ready", flush=True)
