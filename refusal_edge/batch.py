@@ -124,8 +124,8 @@ class BatchDecider:
             self._decode([Part(0, missing, len(held))])
             self._prefix = list(common)
             return len(common)
-        if (len(self._prefix) - len(held)) % self._block:  # the next free cell is to be that of the next position
-            self._cut_prefix(len(held))
+        if any(n % self._block for n in (len(self._prefix), len(held))):
+            self._cut_prefix(len(held))  # the next free cell is to be that of the next position
         return len(held)
 
     def _padding(self, ids: Ids) -> int:

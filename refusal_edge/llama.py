@@ -130,8 +130,9 @@ class Llama(DecidingLlama):
         """`decide` on many conversations, several a llama_decode, a shared beginning computed once.
 
         Uses a second context of the same size, made at the first call. Scores are those of one by one but for rounding:
-        on a CPU below 1e-3 (4e-4 measured with f16, 3e-5 with bf16, nothing with q8_0 and q4_0), on a GPU or with
-        flash_attn about 1e-2. So are decisions, unless a score lies that close to its threshold.
+        on a CPU below 1e-3 (4e-4 measured with f16, 3e-5 with bf16, nothing with q8_0 and q4_0; 2e-3 where nothing but
+        the last token differs), on a GPU or with flash_attn about 1e-2. So are decisions, unless a score lies that
+        close to its threshold.
 
         Raises:
             As `decide`, for the first conversation that fails; `conversations` is taken 64 at a time.

@@ -139,10 +139,11 @@ def read_policy_file(path: str | Path) -> PolicyFile:
         raise InvalidPolicyError(f"{path}: policy file version {version!r}, this release reads {VERSION}")
     try:
         policy = Policy.from_dict(data["policy"])
+        pins = None if calibration is None else _complete(checked_pins(calibration))
         return PolicyFile(
             policy=policy,
-            calibration=None if calibration is None else _complete(checked_pins(calibration)),
-            certificates=_each("certificates", data, Certificate.from_dict, policy),
+            calibration=pins,
+            certificates=_levelled(_each("certificates", data, Certificate.from_dict, policy), pins or {}),
             uncertified=_each("uncertified", data, _uncertified, policy),
             warnings=_texts("warnings", data.get("warnings", [])),
             fitted=data.get("fitted"),
@@ -167,6 +168,15 @@ def _complete(pins: dict[str, Any]) -> dict[str, Any]:
         if (name in pins) != (method in methods):
             raise InvalidPolicyError(f"calibration.{name}: expected with the methods {', '.join(methods)} alone")
     return pins
+
+
+def _levelled(certificates: tuple[Certificate, ...], pins: Mapping[str, Any]) -> tuple[Certificate, ...]:
+    """The certificates, each of which promises as the pins do."""
+    for i, certificate in enumerate(certificates):
+        for name in ("alpha", "delta"):
+            if (getattr(certificate, name) is None) != (name not in pins):
+                raise InvalidPolicyError(f"certificates[{i}].{name}: expected with calibration.{name} alone")
+    return certificates
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:

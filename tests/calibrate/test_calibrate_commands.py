@@ -193,6 +193,14 @@ def test_what_cannot_be_calibrated_is_one_line(
     assert captured.err.count("\n") == 1
 
 
+def test_a_certificate_without_its_delta_is_named(policy_path: Path) -> None:
+    data = json.loads(policy_path.read_text())
+    data["certificates"][0]["delta"] = None
+    policy_path.write_text(json.dumps(data))
+    with pytest.raises(InvalidPolicyError, match=r"certificates\[0\].delta: expected with calibration.delta alone"):
+        read_policy_file(policy_path)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -205,6 +205,31 @@ def test_merging_destroys_nothing(demo_llm: Llama, data_path: Path, tmp_path: Pa
     assert len(read_scores(precious)) == 108
 
 
+def test_a_hole_in_what_is_there_is_said(demo_llm: Llama, data_path: Path, tmp_path: Path) -> None:
+    data, out = DataFile.check(data_path), tmp_path / "s.jsonl"
+    scoring.score_file(demo_llm, data, out)
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join([*lines[:50], *lines[51:60]]))
+    with pytest.raises(InvalidRequestError, match="holds 58 of the 59 rows up to data line 59"):
+        scoring.score_file(demo_llm, data, out)
+
+
+def test_a_shard_that_holds_rows_of_another_is_not_merged(demo_llm: Llama, data_path: Path, tmp_path: Path) -> None:
+    data, parts = DataFile.check(data_path), [tmp_path / "1.jsonl", tmp_path / "2.jsonl"]
+    for i, part in enumerate(parts, start=1):
+        scoring.score_file(demo_llm, data, part, shard=(i, 2))
+    header, first = parts[1].read_bytes().splitlines()[0], parts[0].read_bytes().splitlines()[1:]
+    parts[1].write_bytes(b"\n".join([header, *first]) + b"\n")
+    with pytest.raises(InvalidRequestError, match="two shards hold data line 1"):
+        scoring.merge(parts, tmp_path / "all.jsonl")
+    assert not (tmp_path / "all.jsonl").exists()
+
+
+def test_a_device_is_no_scores_file(demo_llm: Llama, data_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="not a regular file"):
+        scoring.score_file(demo_llm, DataFile.check(data_path), "/dev/null")
+
+
 def test_scoring_under_a_policy_file(
     demo_gguf: Path, data_path: Path, scores_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
