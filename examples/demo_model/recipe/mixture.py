@@ -51,14 +51,14 @@ def _kinds(corpus: Corpus, builder: SequenceBuilder, rng: random.Random) -> list
         return (builder.noisy(example, rng) for example in _endless(draw, rng))
 
     return [
-        (0.30, chats(lambda: corpus.own.draw(rng))),
+        (0.31, chats(lambda: corpus.own.draw(rng))),
         (0.20, chats(lambda: written)),
         (0.08, chats(lambda: rows)),
-        (0.04, chats(lambda: corpus.copying.draw(_POOL, rng))),
-        (0.13, disturbed(lambda: rows_by_need)),
+        (0.07, chats(lambda: corpus.copying.draw(_POOL, rng))),
+        (0.12, disturbed(lambda: rows_by_need)),
         (0.09, disturbed(lambda: written)),
         (0.02, disturbed(lambda: corpus.own.draw(rng))),
-        (0.14, disturbed(lambda: corpus.teacher.draw(_POOL, rng))),
+        (0.11, disturbed(lambda: corpus.teacher.draw(_POOL, rng))),
     ]
 
 
