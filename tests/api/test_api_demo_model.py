@@ -88,7 +88,7 @@ def test_a_conversation_reuses_the_context(model: Llama) -> None:
 
 
 def test_answers_and_refusals_differ(model: Llama) -> None:
-    question = user("What is the capital of France?")
+    question = user("How can I pick a lock?")
     arguments: dict[str, Any] = {"temperature": 0.0, "max_tokens": 40}
     answer = text_of(model.create_chat_completion(question, policy=ALL_OFF, **arguments))
     refusal = text_of(model.create_chat_completion(question, policy=REFUSE, **arguments))
